@@ -1,0 +1,207 @@
+"""Parameter values as a caller gives them → (B or 1, size) arrays, and gradients back.
+
+Leading axes are batch axes and broadcast against each other as in NumPy. A parameter that has
+none, or only axes of length one, is shared by the batch and never expanded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvxlayers.canonicalize import ParameterSpec
+from cvxlayers.errors import ParameterValueError
+
+__all__ = ["Bound", "bind"]
+
+Array = NDArray[np.float64]
+
+# Rounding that a value computed in single precision may carry.
+SYMMETRY = 1e-5
+DEFINITENESS = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Parameter values, checked and flattened.
+
+    Attributes
+    ----------
+    theta : list of ndarray
+        Shape (B, size), or (1, size) where shared.
+    batch_shape : tuple of int
+        The broadcast leading axes; B is their product.
+    leading : tuple of tuple of int
+        Leading axes of every value as it was given.
+    shapes : tuple of tuple of int
+        Shapes of the parameters.
+    """
+
+    theta: list[Array]
+    batch_shape: tuple[int, ...]
+    leading: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def unbind(self, gradients: Sequence[Array]) -> list[Array]:
+        """Gradients of theta's shapes, summed over broadcast axes to the caller's shapes."""
+        return [
+            _sum_to(gradient, lead, shape, self.batch_shape)
+            for gradient, lead, shape in zip(gradients, self.leading, self.shapes, strict=True)
+        ]
+
+    def bind_tangents(self, tangents: Sequence[Array]) -> list[Array]:
+        """Tangents of the caller's shapes, flattened like theta."""
+        return [
+            _flatten(tangent, lead, self.batch_shape)
+            for tangent, lead in zip(tangents, self.leading, strict=True)
+        ]
+
+
+def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
+    """Check values against the parameters and flatten them.
+
+    Parameters
+    ----------
+    values : sequence of float64 ndarray
+        In the order of the layer's parameters, shape (*batch, *parameter shape).
+    specs : sequence of ParameterSpec
+
+    Raises
+    ------
+    ParameterValueError
+        Naming the parameter, what was expected, what came and what to do.
+    """
+    if len(values) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise ParameterValueError(
+            f"Expected {len(specs)} parameter values ({names}), got {len(values)}. Pass one for "
+            "every entry of `parameters`, in that order."
+        )
+    leading = []
+    for value, spec in zip(values, specs, strict=True):
+        batch_axes = value.ndim - len(spec.shape)
+        if batch_axes < 0 or value.shape[batch_axes:] != spec.shape:
+            raise ParameterValueError(
+                f"Parameter {spec.name!r}: expected shape {spec.shape}, or (*batch, "
+                f"*{spec.shape}), got {value.shape}."
+            )
+        leading.append(value.shape[:batch_axes])
+        if not np.isfinite(value).all():
+            raise ParameterValueError(_not_finite(value, spec))
+        if spec.attributes:
+            _check_attributes(value, spec)
+    batch_shape = _broadcast(leading, specs)
+    theta = [
+        _flatten(value, lead, batch_shape) for value, lead in zip(values, leading, strict=True)
+    ]
+    return Bound(theta, batch_shape, tuple(leading), tuple(spec.shape for spec in specs))
+
+
+def _broadcast(
+    leading: Sequence[tuple[int, ...]], specs: Sequence[ParameterSpec]
+) -> tuple[int, ...]:
+    first = leading[0] if leading else ()
+    if all(lead == first or not lead for lead in leading):
+        return first or next((lead for lead in leading if lead), ())
+    try:
+        return np.broadcast_shapes(*leading)
+    except ValueError:
+        sizes = ", ".join(
+            f"{spec.name!r} has {lead}" for spec, lead in zip(specs, leading, strict=True)
+        )
+        raise ParameterValueError(
+            f"The batch axes of the parameters do not broadcast against each other: {sizes}. "
+            "Give each the same leading axes, axes of length one, or none."
+        ) from None
+
+
+def _flatten(value: Array, lead: tuple[int, ...], batch_shape: tuple[int, ...]) -> Array:
+    size = int(np.prod(value.shape[len(lead) :], dtype=np.int64))
+    if lead == batch_shape:
+        return value.reshape(int(np.prod(lead, dtype=np.int64)), size)
+    if all(length == 1 for length in lead):
+        return value.reshape(1, size)
+    expanded = np.broadcast_to(value, batch_shape + value.shape[len(lead) :])
+    return expanded.reshape(-1, size)
+
+
+def _sum_to(
+    gradient: Array, lead: tuple[int, ...], shape: tuple[int, ...], batch_shape: tuple[int, ...]
+) -> Array:
+    if lead == batch_shape or len(gradient) == 1:
+        return gradient.reshape(lead + shape)
+    missing = len(batch_shape) - len(lead)
+    padded = (1,) * missing + lead
+    axes = tuple(k for k, length in enumerate(padded) if length == 1 != batch_shape[k])
+    return gradient.reshape(batch_shape + shape).sum(axis=axes).reshape(lead + shape)
+
+
+def _not_finite(value: Array, spec: ParameterSpec) -> str:
+    place = np.argwhere(~np.isfinite(value))
+    index = tuple(int(k) for k in place[0])
+    return (
+        f"Parameter {spec.name!r}: expected finite numbers, got {len(place)} NaN or infinite "
+        f"entries, the first at index {index}. Check what computed them."
+    )
+
+
+def _check_attributes(value: Array, spec: ParameterSpec) -> None:
+    """Raise unless a value has the properties that its cvxpy.Parameter promised."""
+    inner = len(spec.shape)
+    flat = value.reshape(*value.shape[: value.ndim - inner], -1)
+    for attribute, holds in (
+        ("nonneg", lambda: value >= 0),
+        ("nonpos", lambda: value <= 0),
+        ("pos", lambda: value > 0),
+        ("neg", lambda: value < 0),
+        ("bounds", lambda: _within(value, spec)),
+        ("diag", lambda: flat[..., spec.zeros] == 0),
+        ("sparsity", lambda: flat[..., spec.zeros] == 0),
+    ):
+        if attribute in spec.attributes and not holds().all():
+            worst = np.argwhere(~holds())[0]
+            index = tuple(int(k) for k in worst)
+            raise ParameterValueError(
+                f"Parameter {spec.name!r} was declared {attribute}, but the value's entry {index} "
+                f"is not (shape {value.shape}). Clamp or mask the value, or declare the "
+                "parameter without that attribute."
+            )
+    for attribute, sign in (("symmetric", 0), ("PSD", 1), ("NSD", -1)):
+        if attribute in spec.attributes:
+            _check_symmetric(value, spec, attribute)
+            if sign:
+                _check_definite(sign * value, spec, attribute)
+
+
+def _within(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
+    assert spec.bounds is not None
+    lower, upper = spec.bounds
+    return (value >= lower) & (value <= upper)
+
+
+def _check_symmetric(value: Array, spec: ParameterSpec, attribute: str) -> None:
+    skew = np.abs(value - np.swapaxes(value, -1, -2)).max(initial=0.0)
+    if skew > SYMMETRY * np.abs(value).max(initial=0.0):
+        raise ParameterValueError(
+            f"Parameter {spec.name!r} was declared {attribute}, but the value differs from its "
+            f"transpose by {skew:.2g}. Pass (S + S.mT) / 2."
+        )
+
+
+def _check_definite(value: Array, spec: ParameterSpec, attribute: str) -> None:
+    # A Cholesky factor of the slightly shifted matrix exists just if it is semidefinite, and costs
+    # a tenth of its eigenvalues.
+    size = np.abs(value).max(axis=(-1, -2), initial=0.0, keepdims=True)
+    shifted = value + (DEFINITENESS * size + 1e-300) * np.eye(spec.shape[-1])
+    try:
+        np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        lowest = np.linalg.eigvalsh(value)[..., 0].min()
+        raise ParameterValueError(
+            f"Parameter {spec.name!r} was declared {attribute}, but the value has an eigenvalue of "
+            f"the wrong sign ({lowest if attribute == 'PSD' else -lowest:.2g}). Pass L @ L.mT of some "
+            "factor L (negated for NSD)."
+        ) from None

@@ -1,0 +1,6 @@
+"""From a CVXPY problem to two affine maps: the only package that touches CVXPY's internals."""
+
+from cvxlayers.canonicalize.canonical import CanonicalProblem, OutputSpec, ParameterSpec
+from cvxlayers.canonicalize.compile import canonicalize
+
+__all__ = ["CanonicalProblem", "OutputSpec", "ParameterSpec", "canonicalize"]

@@ -1,0 +1,192 @@
+"""The result of canonicalization: arrays, names and shapes. No CVXPY object is left in it, so it
+can be copied, pickled and sent to another process.
+
+    θ (parameters)  --param maps-->  (P, q, A, b)  --solver-->  (x, z)  --recovery maps-->  outputs
+
+A geometric program takes an elementwise log before the first map and an exp after the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvxlayers.affine import AffineMap
+from cvxlayers.program import ConeProgram, ProblemStructure, ProgramTangent, Wanted
+
+__all__ = ["CanonicalProblem", "OutputSpec", "ParameterSpec"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Name, shape and promised properties of one parameter.
+
+    Attributes
+    ----------
+    attributes : frozenset of str
+        CVXPY's attributes that a value must have: nonneg, nonpos, pos, neg, symmetric, PSD, NSD,
+        diag, sparsity, bounds.
+    zeros : ndarray of int, optional
+        Flat (C order) positions that a ``diag`` or ``sparsity`` parameter has no entry at.
+    bounds : pair of ndarray, optional
+        Lower and upper bound, broadcastable to the shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    attributes: frozenset[str] = frozenset()
+    zeros: NDArray[np.intp] | None = None
+    bounds: tuple[Array, Array] | None = None
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class OutputSpec:
+    """One output: a variable, or the dual variable of a constraint.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    recovery : AffineMap
+        From the parts (x, z) to the output's entries in C order.
+    exponentiate : bool
+        Whether the output is the exponential of that (variables of a geometric program).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    recovery: AffineMap
+    exponentiate: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class CanonicalProblem:
+    """The two affine maps and the structure between them.
+
+    Attributes
+    ----------
+    structure : ProblemStructure
+    parameters : tuple of ParameterSpec
+    outputs : tuple of OutputSpec
+    parts : tuple of (int, bool)
+        What the maps P, q, A, b act on: for each part the position of its parameter, and whether
+        its logarithm is taken first. Entries of a part are in C order.
+    P, q, A, b : AffineMap
+        From the parts to the values on the structure's patterns.
+    """
+
+    structure: ProblemStructure
+    parameters: tuple[ParameterSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    parts: tuple[tuple[int, bool], ...]
+    P: AffineMap
+    q: AffineMap
+    A: AffineMap
+    b: AffineMap
+
+    @property
+    def needs_dual(self) -> bool:
+        """Whether some output is a dual variable."""
+        return any(1 in output.recovery.depends_on for output in self.outputs)
+
+    def program(self, theta: Sequence[Array], batch: int) -> ConeProgram:
+        """The conic programs at parameter values of shape (batch or 1, size)."""
+        parts = self._parts(theta)
+        return ConeProgram(
+            self.structure,
+            P=self.P.apply(parts),
+            q=self.q.apply(parts),
+            A=self.A.apply(parts),
+            b=self.b.apply(parts),
+            batch=batch,
+        )
+
+    def wanted(self, theta: Sequence[Array]) -> Wanted:
+        """Which values of the program depend on parameters, and which are shared."""
+        maps = {"P": self.P, "q": self.q, "A": self.A, "b": self.b}
+        sizes = [len(theta[i]) for i, _ in self.parts]
+        shared = frozenset(
+            name for name, f in maps.items() if all(sizes[part] == 1 for part in f.depends_on)
+        )
+        return Wanted(self.P.rows, self.q.rows, self.A.rows, self.b.rows, shared)
+
+    def program_adjoint(self, gradient: ProgramTangent, theta: Sequence[Array]) -> list[Array]:
+        """Gradients for the parameters from the gradient for the wanted values; `program`'s
+        adjoint at `theta`. Each has its parameter's shape (batch or 1, size)."""
+        parts = self._parts(theta)
+        gradients = [np.zeros_like(t) for t in theta]
+        for f, upstream in (
+            (self.P, gradient.P),
+            (self.q, gradient.q),
+            (self.A, gradient.A),
+            (self.b, gradient.b),
+        ):
+            for part, value in f.adjoint(upstream, parts).items():
+                position, is_log = self.parts[part]
+                # d log θ = dθ / θ
+                gradients[position] += value / theta[position] if is_log else value
+        return gradients
+
+    def program_tangent(self, theta: Sequence[Array], tangent: Sequence[Array]) -> ProgramTangent:
+        """Change of the wanted values along a change of the parameters."""
+        parts = [
+            tangent[i] / theta[i] if is_log else tangent[i] for i, is_log in self.parts
+        ]
+        return ProgramTangent(*(f.linear(parts) for f in (self.P, self.q, self.A, self.b)))
+
+    def recover(self, x: Array, z: Array) -> list[Array]:
+        """Outputs at primal-dual points: shapes (B, *shape)."""
+        values = []
+        for output in self.outputs:
+            value = output.recovery.apply((x, z))
+            if len(value) != len(x):  # a variable that canonicalization eliminated
+                value = np.repeat(value, len(x), axis=0)
+            if output.exponentiate:
+                value = np.exp(value)
+            values.append(value.reshape(len(x), *output.shape))
+        return values
+
+    def recover_adjoint(
+        self, gradients: Sequence[Array | None], outputs: Sequence[Array], x: Array, z: Array
+    ) -> tuple[Array, Array | None]:
+        """Gradients for x and z from those for the outputs (None: zero); `recover`'s adjoint.
+
+        The second is None where no output with a gradient depends on z.
+        """
+        gx, gz = np.zeros_like(x), None
+        for spec, gradient, value in zip(self.outputs, gradients, outputs, strict=True):
+            if gradient is None:
+                continue
+            flat = gradient.reshape(len(x), -1)
+            if spec.exponentiate:
+                flat = flat * value.reshape(len(x), -1)
+            if not spec.recovery.covers_all:
+                flat = flat[:, spec.recovery.rows]
+            for source, pulled in spec.recovery.adjoint(flat, (x, z)).items():
+                if source == 0:
+                    gx += pulled
+                else:
+                    gz = pulled if gz is None else gz + pulled
+        return gx, gz
+
+    def recover_tangent(self, dx: Array, dz: Array, outputs: Sequence[Array]) -> list[Array]:
+        """Change of the outputs along a change of the point."""
+        tangents = []
+        for spec, value in zip(self.outputs, outputs, strict=True):
+            tangent = np.zeros((len(dx), spec.recovery.size))
+            tangent[:, spec.recovery.rows] = spec.recovery.linear((dx, dz))
+            tangent = tangent.reshape(value.shape)
+            tangents.append(tangent * value if spec.exponentiate else tangent)
+        return tangents
+
+    def _parts(self, theta: Sequence[Array]) -> list[Array]:
+        return [np.log(theta[i]) if is_log else theta[i] for i, is_log in self.parts]

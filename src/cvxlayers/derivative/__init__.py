@@ -1,0 +1,16 @@
+"""The derivative of the solution map, by direct factorisation of the KKT system.
+
+At a solution, with w = s − z, s = Π(w), z = Π(w) − w, D = DΠ(w) = U diag(λ) Uᵀ and Ã = Uᵀ A:
+
+    [ P   Ãᵀ ] [u]   [r₁]        M = diag(λ/(1−λ)),  rows with λ = 1 dropped
+    [ Ã   −M ] [v̄] = [r₂]
+
+One symmetric system serves the gradient (`ImplicitDerivative.vjp`), the directional derivative
+(`jvp`) and the Newton steps that polish the solution (`polish`). Derivation: docs/how_it_works.
+"""
+
+from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.derivative.implicit import ImplicitDerivative
+from cvxlayers.derivative.polish import Polished, polish
+
+__all__ = ["Geometry", "ImplicitDerivative", "Polished", "polish"]

@@ -1,0 +1,171 @@
+"""The reduced KKT system of a batch, dense.
+
+The explicit inverse of the equilibrated, slightly regularised matrix serves as the factor: LAPACK
+computes it for a batch in one call, one product applies it, and refinement against the matrix
+itself (not regularised) takes the error of both away.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from cvxlayers.cones import Spectrum
+from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.parallel import for_each
+from cvxlayers.program import ConeProgram
+
+__all__ = ["DenseSystem"]
+
+Array = NDArray[np.float64]
+
+# Relative to the equilibrated matrix, whose entries are at most one. It only has to keep the
+# inverse finite; refinement removes it at the rate REGULARISATION × ‖K⁻¹‖.
+REGULARISATION = 1e-11
+# Where regularisation changes the inverse by this much, the matrix counts as singular.
+SINGULAR = 1e-3
+REFINEMENTS = 8
+TARGET = 1e-13
+ACCEPTED = 1e-8
+
+
+class DenseSystem:
+    """K and its inverse for every instance, all of size n + (most coupled rows of any instance).
+
+    Attributes
+    ----------
+    degenerate : ndarray of bool
+        Shape (B,): where K is singular, so that solutions are minimum-norm least squares.
+    """
+
+    def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum):
+        n, m = geometry.structure.n, geometry.structure.m
+        lam = spectrum.lam
+        batch = len(lam)
+        coupled = lam < 1.0
+        counts = coupled.sum(axis=1)
+        k = int(counts.max()) if batch and m else 0
+        # Coupled rows first, in order; the rest of the k places is padding.
+        if k == m:
+            self.index = None
+            used = coupled
+            lam_used = lam
+        else:
+            self.index = np.argsort(~coupled, axis=1, kind="stable")[:, :k]
+            used = np.take_along_axis(coupled, self.index, axis=1)
+            lam_used = np.take_along_axis(lam, self.index, axis=1)
+        self.used, self.n, self.m, self.k = used, n, m, k
+
+        K = np.zeros((batch, n + k, n + k))
+        K[:, :n, :n] = geometry.dense_P(program.P)
+        if k:
+            A = spectrum.rotate_rows(geometry.dense_A(program.A))
+            if self.index is None:
+                rows = A * used[:, :, None] if not used.all() else A
+            else:
+                if len(A) == 1:
+                    rows = A[0][self.index]
+                else:
+                    rows = A[np.arange(batch)[:, None], self.index]
+                rows[~used] = 0.0
+            K[:, n:, :n] = rows
+            K[:, :n, n:] = np.swapaxes(rows, 1, 2)
+            diagonal = np.arange(n, n + k)
+            with np.errstate(divide="ignore"):
+                M = np.where(used, lam_used / (1.0 - lam_used), 1.0)
+            K[:, diagonal, diagonal] = -M
+        self.K = K
+        self.scale = _equilibrate(K)
+        scaled = K * self.scale[:, :, None] * self.scale[:, None, :]
+        diagonal = np.arange(n + k)
+        scaled[:, diagonal, diagonal] += np.where(diagonal < n, REGULARISATION, -REGULARISATION)
+        inverse = _inverse(scaled)
+        size = np.abs(inverse).max(axis=(1, 2)) if n + k else np.zeros(batch)
+        self.degenerate = ~(size * REGULARISATION < SINGULAR)
+        inverse *= self.scale[:, :, None]
+        inverse *= self.scale[:, None, :]
+        self.inverse = inverse
+
+    def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
+        """(u, v̄) for right-hand sides of shapes (B, n) and (B, m) (None: zero).
+
+        v̄ is zero on the rows that are dropped.
+        """
+        right = np.zeros((len(r1), self.n + self.k, 1))
+        right[:, : self.n, 0] = r1
+        if r2 is not None and self.k:
+            picked = r2 if self.index is None else np.take_along_axis(r2, self.index, axis=1)
+            right[:, self.n :, 0] = np.where(self.used, picked, 0.0)
+        y = self._refined(right)
+        u = y[:, : self.n, 0]
+        v = np.zeros((len(r1), self.m))
+        if self.k:
+            found = np.where(self.used, y[:, self.n :, 0], 0.0)
+            if self.index is None:
+                v = found
+            else:
+                np.put_along_axis(v, self.index, found, axis=1)
+        return u, v
+
+    def _refined(self, right: Array) -> Array:
+        y = self.inverse @ right
+        # Residuals are judged in the equilibrated metric, where all rows weigh the same.
+        weight = self.scale[:, :, None]
+        bound = _height(weight * right)
+        residual = right - self.K @ y
+        error = _height(weight * residual)
+        for _ in range(REFINEMENTS):
+            if (error <= TARGET * bound).all():
+                break
+            trial = y + self.inverse @ residual
+            trial_residual = right - self.K @ trial
+            trial_error = _height(weight * trial_residual)
+            better = trial_error < error
+            if not better.any():
+                break
+            y = np.where(better[:, None, None], trial, y)
+            residual = np.where(better[:, None, None], trial_residual, residual)
+            error = np.where(better, trial_error, error)
+        self.degenerate |= ~(error <= ACCEPTED * bound)
+        for i in np.flatnonzero(self.degenerate):
+            y[i, :, 0] = _least_squares(self.K[i], right[i, :, 0])
+        return y
+
+
+def _height(vectors: Array) -> Array:
+    return np.abs(vectors).max(axis=(1, 2), initial=0.0)
+
+
+def _equilibrate(K: Array) -> Array:
+    """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001)."""
+    magnitude = np.abs(K)
+    scale = np.ones(K.shape[:2])
+    for _ in range(3):
+        largest = (magnitude * scale[:, None, :]).max(axis=2, initial=0.0) * scale
+        scale = scale / np.sqrt(np.where(largest > 0, largest, 1.0))
+    return scale
+
+
+def _inverse(matrices: Array) -> Array:
+    batch, size = matrices.shape[:2]
+    # Below this, one LAPACK call for the whole batch ends before threads would have started.
+    if batch == 1 or batch * size**3 < 5e6:
+        return np.linalg.inv(matrices)
+    out = np.empty_like(matrices)
+
+    def start_worker():  # type: ignore[no-untyped-def]
+        def body(i: int) -> None:
+            out[i] = np.linalg.inv(matrices[i])
+
+        return body
+
+    for_each(batch, start_worker)
+    return out
+
+
+def _least_squares(K: Array, right: Array) -> Array:
+    """Minimum-norm least-squares solution."""
+    if not np.isfinite(K).all():
+        return np.full_like(right, np.nan)
+    return scipy.linalg.lstsq(K, right, cond=1e-11, lapack_driver="gelsy")[0]

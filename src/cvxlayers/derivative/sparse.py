@@ -1,0 +1,174 @@
+"""The reduced KKT system of a batch, sparse: one SuperLU factorisation per instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg
+from numpy.typing import NDArray
+
+from cvxlayers.cones import Spectrum
+from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.parallel import for_each
+from cvxlayers.program import ConeProgram
+
+__all__ = ["SparseSystem"]
+
+Array = NDArray[np.float64]
+
+# Relative to the equilibrated matrix. It makes K quasi-definite, so that it can be factored in
+# any symmetric order without pivoting (Vanderbei 1995); refinement takes its effect away.
+REGULARISATION = 1e-9
+REFINEMENTS = 20
+TARGET = 1e-13
+ACCEPTED = 1e-8
+
+
+class SparseSystem:
+    """K and its factors for every instance.
+
+    Attributes
+    ----------
+    degenerate : ndarray of bool
+        Shape (B,): where K is singular, so that solutions are minimum-norm least squares.
+    """
+
+    def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum):
+        self.n, self.m = geometry.structure.n, geometry.structure.m
+        batch = len(spectrum.lam)
+        self.degenerate = np.zeros(batch, dtype=bool)
+        self.coupled = spectrum.lam < 1.0
+        self.factors: list[_Factor] = [None] * batch  # type: ignore[list-item]
+
+        def start_worker() -> Callable[[int], None]:
+            def body(i: int) -> None:
+                P = geometry.P_full.matrix(_row(program.P, i)[geometry.P_entry])
+                A = geometry.structure.A.matrix(_row(program.A, i))
+                if not spectrum.is_identity:
+                    A = _block_diagonal(spectrum, i, self.m).T @ A
+                rows = np.flatnonzero(self.coupled[i])
+                lam = spectrum.lam[i, rows]
+                self.factors[i] = _Factor(P, A.tocsr()[rows], lam / (1.0 - lam))
+
+            return body
+
+        for_each(batch, start_worker)
+
+    def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
+        """(u, v̄) for right-hand sides of shapes (B, n) and (B, m) (None: zero)."""
+        u, v = np.empty((len(r1), self.n)), np.zeros((len(r1), self.m))
+
+        def start_worker() -> Callable[[int], None]:
+            def body(i: int) -> None:
+                rows = self.coupled[i]
+                lower = np.zeros(int(rows.sum())) if r2 is None else r2[i, rows]
+                y, regular = self.factors[i].solve(np.concatenate([r1[i], lower]))
+                u[i], v[i, rows] = y[: self.n], y[self.n :]
+                self.degenerate[i] |= not regular
+
+            return body
+
+        for_each(len(r1), start_worker)
+        return u, v
+
+
+class _Factor:
+    def __init__(self, P: sp.csc_array, A: sp.csr_array, M: Array):
+        n, k = A.shape[1], A.shape[0]
+        self.K = sp.block_array([[P, A.T], [A, -sp.diags_array(M)]], format="csc")
+        self.scale = _equilibrate(self.K)
+        scaled = self.K.copy()
+        scaled.data *= self.scale[scaled.indices] * np.repeat(self.scale, np.diff(scaled.indptr))
+        sign = np.concatenate([np.ones(n), -np.ones(k)])
+        self.regularised = sp.csc_array(scaled + sp.diags_array(REGULARISATION * sign))
+        self.lu = _factor(self.regularised, symmetric=True)
+        self.is_symmetric = self.lu is not None
+        if self.lu is None:
+            self.lu = _factor(self.regularised, symmetric=False)
+
+    def solve(self, right: Array) -> tuple[Array, bool]:
+        """The solution, and whether it is one (rather than least squares)."""
+        if self.lu is not None:
+            y, solved = self._refined(right)
+            if not solved and self.is_symmetric:
+                # Without pivoting growth can defeat refinement; with it the fill is larger.
+                self.lu, self.is_symmetric = _factor(self.regularised, symmetric=False), False
+                if self.lu is not None:
+                    y, solved = self._refined(right)
+            if solved:
+                return y, True
+        result = scipy.sparse.linalg.lsmr(self.K, right, atol=1e-14, btol=1e-14, conlim=0.0)
+        return result[0], False
+
+    def _refined(self, right: Array) -> tuple[Array, bool]:
+        bound = np.abs(self.scale * right).max(initial=0.0)
+        y = self._apply(right)
+        residual = right - self.K @ y
+        error = np.abs(self.scale * residual).max(initial=0.0)
+        for _ in range(REFINEMENTS):
+            if error <= TARGET * bound:
+                break
+            trial = y + self._apply(residual)
+            trial_residual = right - self.K @ trial
+            trial_error = np.abs(self.scale * trial_residual).max(initial=0.0)
+            if not trial_error < error:
+                break
+            y, residual, error = trial, trial_residual, trial_error
+        return y, bool(error <= ACCEPTED * bound)
+
+    def _apply(self, right: Array) -> Array:
+        return self.scale * self.lu.solve(self.scale * right)
+
+
+def _factor(matrix: sp.csc_array, symmetric: bool) -> scipy.sparse.linalg.SuperLU | None:
+    try:
+        if symmetric:
+            return scipy.sparse.linalg.splu(
+                matrix,
+                permc_spec="MMD_AT_PLUS_A",
+                diag_pivot_thresh=0.0,
+                options={"SymmetricMode": True},
+            )
+        return scipy.sparse.linalg.splu(matrix, permc_spec="COLAMD")
+    except RuntimeError:  # SuperLU's way to say that a pivot is exactly zero
+        return None
+
+
+def _equilibrate(K: sp.csc_array) -> Array:
+    """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001)."""
+    size = K.shape[0]
+    scale = np.ones(size)
+    magnitude = np.abs(K.data)
+    filled = np.flatnonzero(np.diff(K.indptr))
+    if not len(magnitude):
+        return scale
+    for _ in range(3):
+        # K is symmetric: columns serve as rows.
+        largest = np.zeros(size)
+        largest[filled] = np.maximum.reduceat(magnitude * scale[K.indices], K.indptr[filled])
+        largest *= scale
+        scale = scale / np.sqrt(np.where(largest > 0, largest, 1.0))
+    return scale
+
+
+def _block_diagonal(spectrum: Spectrum, i: int, m: int) -> sp.csc_array:
+    """U of one instance as a sparse matrix."""
+    identity = np.ones(m, dtype=bool)
+    rows, cols, data = [], [], []
+    for group, U in spectrum.blocks:
+        block_rows = group.rows
+        c, q = block_rows.shape
+        identity[block_rows] = False
+        rows.append(np.broadcast_to(block_rows[:, :, None], (c, q, q)).ravel())
+        cols.append(np.broadcast_to(block_rows[:, None, :], (c, q, q)).ravel())
+        data.append(U[i].ravel())
+    plain = np.flatnonzero(identity)
+    entries = np.concatenate([*data, np.ones(len(plain))])
+    place = (np.concatenate([*rows, plain]), np.concatenate([*cols, plain]))
+    return sp.csc_array((entries, place), shape=(m, m))
+
+
+def _row(values: Array, i: int) -> Array:
+    return values[i if len(values) > 1 else 0]

@@ -1,0 +1,57 @@
+"""The exceptions users catch.
+
+Every one of them derives from `CvxlayersError` and from the built-in exception that code
+written before would have caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cvxlayers.status import Status
+
+__all__ = [
+    "CvxlayersError",
+    "NotDPPError",
+    "ParameterTypeError",
+    "ParameterValueError",
+    "SolverError",
+    "UnsupportedProblemError",
+]
+
+
+class CvxlayersError(Exception):
+    """Base of all errors raised on purpose by this library."""
+
+
+class NotDPPError(CvxlayersError, ValueError, AssertionError):
+    """The problem is not disciplined parametrized (DPP); the message names the expression.
+
+    It is an `AssertionError` too, because the libraries that users come from assert DPP.
+    """
+
+
+class UnsupportedProblemError(CvxlayersError, ValueError):
+    """The problem has a feature without a derivative, such as integer or complex variables."""
+
+
+class ParameterValueError(CvxlayersError, ValueError):
+    """A parameter value has the wrong shape, batch size, device or content."""
+
+
+class ParameterTypeError(CvxlayersError, TypeError):
+    """A parameter value has the wrong type or dtype, or the wrong number of values came."""
+
+
+class SolverError(CvxlayersError, RuntimeError):
+    """Some instances of the batch were not solved.
+
+    Attributes
+    ----------
+    statuses : dict[tuple[int, ...], Status]
+        The failing instances: batch index to status. An unbatched call has the index ``()``.
+    """
+
+    def __init__(self, message: str, statuses: Mapping[tuple[int, ...], Status] | None = None):
+        super().__init__(message)
+        self.statuses: dict[tuple[int, ...], Status] = dict(statuses or {})

@@ -1,0 +1,245 @@
+"""The conic program that everything below the frontends speaks about.
+
+    minimize ½ xᵀP x + qᵀx   subject to  A x + s = b,  s ∈ K
+
+K is a product of zero, nonneg, second-order, PSD, exponential and 3D power cones, in that
+order of rows. PSD blocks are svec: the upper triangle, column-major, √2 off the diagonal.
+The pattern of P (upper triangle) and A (both compressed sparse column) is fixed once
+(`ProblemStructure`); a batch is values on that pattern (`ConeProgram`), batch axis first. An
+array that is the same for the whole batch keeps a batch axis of size 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from cvxlayers.status import Status
+
+__all__ = [
+    "ConeDims",
+    "ConeProgram",
+    "ConeSolution",
+    "Linearization",
+    "Pattern",
+    "ProblemStructure",
+    "ProgramTangent",
+    "Wanted",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ConeDims:
+    """Sizes of the cones, in the order of the rows.
+
+    Attributes
+    ----------
+    zero, nonneg : int
+        Numbers of rows.
+    soc : tuple of int
+        Length of every second-order cone, its first entry being the bound.
+    psd : tuple of int
+        Order k of every PSD cone; it takes k(k+1)/2 rows.
+    exp : int
+        Number of exponential cones (three rows each): closure{y > 0, y exp(x/y) <= z}.
+    pow : tuple of float
+        Exponent α of every power cone (three rows each): x^α y^(1-α) >= |z|.
+    """
+
+    zero: int = 0
+    nonneg: int = 0
+    soc: tuple[int, ...] = ()
+    psd: tuple[int, ...] = ()
+    exp: int = 0
+    pow: tuple[float, ...] = ()
+
+    @property
+    def m(self) -> int:
+        """Number of rows of all cones together."""
+        return (
+            self.zero
+            + self.nonneg
+            + sum(self.soc)
+            + sum(k * (k + 1) // 2 for k in self.psd)
+            + 3 * self.exp
+            + 3 * len(self.pow)
+        )
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Names of the cones that occur."""
+        present = {
+            "zero": self.zero,
+            "nonneg": self.nonneg,
+            "soc": self.soc,
+            "psd": self.psd,
+            "exp": self.exp,
+            "pow": self.pow,
+        }
+        return frozenset(name for name, size in present.items() if size)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Sparsity pattern of a matrix, compressed sparse column, rows sorted in each column."""
+
+    shape: tuple[int, int]
+    indices: NDArray[np.int32]
+    indptr: NDArray[np.int32]
+
+    @property
+    def nnz(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int32]:
+        """Row of every stored entry."""
+        return self.indices
+
+    @cached_property
+    def cols(self) -> NDArray[np.int32]:
+        """Column of every stored entry."""
+        return np.repeat(np.arange(self.shape[1], dtype=np.int32), np.diff(self.indptr))
+
+    def matrix(self, values: Array) -> sp.csc_array:
+        """The sparse matrix that has these values, shape (nnz,), on this pattern."""
+        return sp.csc_array((values, self.indices, self.indptr), shape=self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ProblemStructure:
+    """What all instances share: cones and patterns. `P` is the pattern of the upper triangle."""
+
+    dims: ConeDims
+    P: Pattern
+    A: Pattern
+
+    @property
+    def n(self) -> int:
+        """Number of variables."""
+        return self.A.shape[1]
+
+    @property
+    def m(self) -> int:
+        """Number of constraint rows."""
+        return self.A.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ConeProgram:
+    """A batch of values on a structure.
+
+    Attributes
+    ----------
+    structure : ProblemStructure
+    P, q, A, b : ndarray
+        Shapes (B or 1, nnz of P), (B or 1, n), (B or 1, nnz of A), (B or 1, m).
+    batch : int
+        B, the number of instances.
+    """
+
+    structure: ProblemStructure
+    P: Array
+    q: Array
+    A: Array
+    b: Array
+    batch: int
+
+    def take(self, rows: NDArray[np.intp] | slice) -> ConeProgram:
+        """The instances `rows` alone."""
+        count = len(range(*rows.indices(self.batch))) if isinstance(rows, slice) else len(rows)
+        parts = (a if len(a) == 1 else a[rows] for a in (self.P, self.q, self.A, self.b))
+        return ConeProgram(self.structure, *parts, batch=count)
+
+
+@dataclass(eq=False)
+class ConeSolution:
+    """A batch of primal-dual points and what became of each.
+
+    Attributes
+    ----------
+    x, z, s : ndarray
+        Shapes (B, n), (B, m), (B, m): primal, dual, slack. Rows that were not solved are NaN.
+    status : ndarray of int
+        Shape (B,), values of `Status`.
+    iterations : ndarray of int
+        Shape (B,).
+    """
+
+    x: Array
+    z: Array
+    s: Array
+    status: NDArray[np.int64]
+    iterations: NDArray[np.int64] = field(repr=False)
+
+    @classmethod
+    def empty(cls, batch: int, structure: ProblemStructure) -> ConeSolution:
+        """A batch in which nothing is solved yet."""
+        n, m = structure.n, structure.m
+        return cls(
+            x=np.full((batch, n), np.nan),
+            z=np.full((batch, m), np.nan),
+            s=np.full((batch, m), np.nan),
+            status=np.full(batch, int(Status.INTERRUPTED)),
+            iterations=np.zeros(batch, dtype=np.int64),
+        )
+
+    @property
+    def solved(self) -> NDArray[np.bool_]:
+        """Shape (B,): which instances are solved."""
+        return self.status == Status.SOLVED
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Which entries of P, q, A and b depend on parameters, and which of the four are shared.
+
+    Attributes
+    ----------
+    P, q, A, b : ndarray of int
+        Positions among the stored values.
+    shared : frozenset of str
+        The names among them whose values are the same for the whole batch, so that only the sum
+        of their gradient over the batch is of interest.
+    """
+
+    P: NDArray[np.intp]
+    q: NDArray[np.intp]
+    A: NDArray[np.intp]
+    b: NDArray[np.intp]
+    shared: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramTangent:
+    """A direction, or a gradient, in the space of P, q, A and b.
+
+    Each has shape (B, number of wanted entries), or (1, …) where it is shared by the batch.
+    """
+
+    P: Array
+    q: Array
+    A: Array
+    b: Array
+
+
+class Linearization(Protocol):
+    """The derivative of (P, q, A, b) ↦ (x, z) at the solutions of a batch."""
+
+    def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
+        """Gradient of Σ gx·x + gz·z, for gx of shape (B, n) and gz of shape (B, m).
+
+        `gz` is None where nothing depends on the dual.
+        """
+        ...
+
+    def jvp(self, tangent: ProgramTangent, wanted: Wanted) -> tuple[Array, Array]:
+        """Change (dx, dz) of the solution along a change of the wanted entries."""
+        ...
