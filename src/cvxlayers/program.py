@@ -11,6 +11,7 @@ array that is the same for the whole batch keeps a batch axis of size 1.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -110,7 +111,17 @@ class Pattern:
 
     def matrix(self, values: Array) -> sp.csc_array:
         """The sparse matrix that has these values, shape (nnz,), on this pattern."""
-        return sp.csc_array((values, self.indices, self.indptr), shape=self.shape)
+        # SciPy's constructor checks the indices each time, for longer than a small solve takes.
+        matrix = copy.copy(self._template)
+        matrix.data = values
+        return matrix
+
+    @cached_property
+    def _template(self) -> sp.csc_array:
+        values = np.zeros(self.nnz)
+        matrix = sp.csc_array((values, self.indices, self.indptr), shape=self.shape)
+        matrix.has_canonical_format  # noqa: B018 (looked at by Clarabel; computed on first use)
+        return matrix
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,7 +151,7 @@ class SolutionMap:
             solution.s,
             solution.status,
             solution.iterations,
-            theta=self._remember(theta),
+            theta=self._remember(theta) if differentiable else theta,
             wanted=self.canonical.wanted(theta) if differentiable else None,
             derivative=derivative,
         )

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 # Relative to the equilibrated matrix, whose entries are at most one. It only has to keep the
 # inverse finite; refinement removes it at the rate REGULARISATION × ‖K⁻¹‖.
 REGULARISATION = 1e-11
-# Where regularisation changes the inverse by this much, the matrix counts as singular.
+# Where regularisation changes the inverse by this much, the matrix may be singular.
 SINGULAR = 1e-3
 REFINEMENTS = 8
 TARGET = 1e-13
@@ -82,10 +82,16 @@ class DenseSystem:
         scaled[:, diagonal, diagonal] += np.where(diagonal < n, REGULARISATION, -REGULARISATION)
         inverse = _inverse(scaled)
         size = np.abs(inverse).max(axis=(1, 2)) if n + k else np.zeros(batch)
-        self.degenerate = ~(size * REGULARISATION < SINGULAR)
         inverse *= self.scale[:, :, None]
         inverse *= self.scale[:, None, :]
         self.inverse = inverse
+        self.degenerate = np.zeros(batch, dtype=bool)
+        suspects = ~(size * REGULARISATION < SINGULAR)
+        if suspects.any():
+            # A singular matrix cannot be solved for a right-hand side taken at random.
+            trial = np.random.default_rng(0).standard_normal((1, n + k, 1)) / self.scale[..., None]
+            _, solvable = self._refined(trial)
+            self.degenerate = suspects & ~solvable
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
         """(u, v̄) for right-hand sides of shapes (B, n) and (B, m) (None: zero).
@@ -97,7 +103,10 @@ class DenseSystem:
         if r2 is not None and self.k:
             picked = r2 if self.index is None else np.take_along_axis(r2, self.index, axis=1)
             right[:, self.n :, 0] = np.where(self.used, picked, 0.0)
-        y = self._refined(right)
+        y, solved = self._refined(right)
+        self.degenerate |= ~solved
+        for i in np.flatnonzero(self.degenerate):
+            y[i, :, 0] = _least_squares(self.K[i], right[i, :, 0])
         u = y[:, : self.n, 0]
         v = np.zeros((len(r1), self.m))
         if self.k:
@@ -108,7 +117,8 @@ class DenseSystem:
                 np.put_along_axis(v, self.index, found, axis=1)
         return u, v
 
-    def _refined(self, right: Array) -> Array:
+    def _refined(self, right: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """Solutions, and which of them are."""
         y = self.inverse @ right
         # Residuals are judged in the equilibrated metric, where all rows weigh the same.
         weight = self.scale[:, :, None]
@@ -127,10 +137,7 @@ class DenseSystem:
             y = np.where(better[:, None, None], trial, y)
             residual = np.where(better[:, None, None], trial_residual, residual)
             error = np.where(better, trial_error, error)
-        self.degenerate |= ~(error <= ACCEPTED * bound)
-        for i in np.flatnonzero(self.degenerate):
-            y[i, :, 0] = _least_squares(self.K[i], right[i, :, 0])
-        return y
+        return y, error <= ACCEPTED * bound
 
 
 def _height(vectors: Array) -> Array:

@@ -21,7 +21,10 @@ Array = NDArray[np.float64]
 # Relative to the equilibrated matrix. It makes K quasi-definite, so that it can be factored in
 # any symmetric order without pivoting (Vanderbei 1995); refinement takes its effect away.
 REGULARISATION = 1e-9
+# Where regularisation changes a solution by this much, the matrix may be singular.
+SINGULAR = 1e-4
 REFINEMENTS = 20
+LEAST_SQUARES = 2000  # iterations
 TARGET = 1e-13
 ACCEPTED = 1e-8
 
@@ -84,41 +87,64 @@ class _Factor:
         sign = np.concatenate([np.ones(n), -np.ones(k)])
         self.regularised = sp.csc_array(scaled + sp.diags_array(REGULARISATION * sign))
         self.lu = _factor(self.regularised, symmetric=True)
-        self.is_symmetric = self.lu is not None
+        self.is_pivoted = self.lu is None
         if self.lu is None:
             self.lu = _factor(self.regularised, symmetric=False)
+        # A singular matrix answers a right-hand side taken at random with a huge vector, and
+        # refinement cannot make a solution of it.
+        trial = np.random.default_rng(0).standard_normal(n + k) / self.scale
+        size = np.abs(self._apply(trial) / self.scale).max(initial=0.0)
+        self.is_regular = size * REGULARISATION < SINGULAR or self._solve(trial)[1]
 
     def solve(self, right: Array) -> tuple[Array, bool]:
-        """The solution, and whether it is one (rather than least squares)."""
-        if self.lu is not None:
-            y, solved = self._refined(right)
-            if not solved and self.is_symmetric:
-                # Without pivoting growth can defeat refinement; with it the fill is larger.
-                self.lu, self.is_symmetric = _factor(self.regularised, symmetric=False), False
-                if self.lu is not None:
-                    y, solved = self._refined(right)
-            if solved:
-                return y, True
-        result = scipy.sparse.linalg.lsmr(self.K, right, atol=1e-14, btol=1e-14, conlim=0.0)
-        return result[0], False
+        """The solution, and whether it is the only one."""
+        y, solved = self._solve(right)
+        if solved and self.is_regular:
+            return y, True
+        # Its iterates stay in the range of K, so they tend to the least-norm solution. Fong &
+        # Saunders, LSMR, 2011.
+        least = scipy.sparse.linalg.lsmr(
+            self.K, right, atol=1e-14, btol=1e-14, conlim=0.0, maxiter=LEAST_SQUARES
+        )[0]
+        if solved and not self._height(right - self.K @ least) <= ACCEPTED * self._height(right):
+            return y, False
+        return least, False
+
+    def _solve(self, right: Array) -> tuple[Array, bool]:
+        y, solved = self._refined(right)
+        if not (solved or self.is_pivoted):
+            # Without pivoting growth can defeat refinement; with it the fill is larger.
+            lu = _factor(self.regularised, symmetric=False)
+            self.is_pivoted = True
+            if lu is not None:
+                self.lu = lu
+                return self._refined(right)
+        return y, solved
 
     def _refined(self, right: Array) -> tuple[Array, bool]:
-        bound = np.abs(self.scale * right).max(initial=0.0)
+        if self.lu is None:
+            return right, False
+        bound = self._height(right)
         y = self._apply(right)
         residual = right - self.K @ y
-        error = np.abs(self.scale * residual).max(initial=0.0)
+        error = self._height(residual)
         for _ in range(REFINEMENTS):
             if error <= TARGET * bound:
                 break
             trial = y + self._apply(residual)
             trial_residual = right - self.K @ trial
-            trial_error = np.abs(self.scale * trial_residual).max(initial=0.0)
+            trial_error = self._height(trial_residual)
             if not trial_error < error:
                 break
             y, residual, error = trial, trial_residual, trial_error
         return y, bool(error <= ACCEPTED * bound)
 
+    def _height(self, vector: Array) -> float:
+        return float(np.abs(self.scale * vector).max(initial=0.0))
+
     def _apply(self, right: Array) -> Array:
+        if self.lu is None:
+            return np.full_like(right, np.inf)
         return self.scale * self.lu.solve(self.scale * right)
 
 
