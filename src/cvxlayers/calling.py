@@ -202,6 +202,6 @@ def _check_definite(value: Array, spec: ParameterSpec, attribute: str) -> None:
         lowest = np.linalg.eigvalsh(value)[..., 0].min()
         raise ParameterValueError(
             f"Parameter {spec.name!r} was declared {attribute}, but the value has an eigenvalue of "
-            f"the wrong sign ({lowest if attribute == 'PSD' else -lowest:.2g}). Pass L @ L.mT of some "
-            "factor L (negated for NSD)."
+            f"the wrong sign ({lowest if attribute == 'PSD' else -lowest:.2g}). Pass L @ L.mT of "
+            "some factor L (negated for NSD)."
         ) from None

@@ -35,6 +35,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+_SOLVED = int(Status.SOLVED)
+
 
 @dataclass(frozen=True)
 class ConeDims:
@@ -163,11 +165,19 @@ class ConeProgram:
     b: Array
     batch: int
 
+    def is_finite(self) -> NDArray[np.bool_]:
+        """Shape (B,): which instances have finite data. Parameter values are finite, but what is
+        computed from them may overflow."""
+        finite = np.ones(self.batch, dtype=bool)
+        for values in (self.P, self.q, self.A, self.b):
+            finite &= np.isfinite(values).all(axis=1)
+        return finite
+
     def take(self, rows: NDArray[np.intp] | slice) -> ConeProgram:
         """The instances `rows` alone."""
         count = len(range(*rows.indices(self.batch))) if isinstance(rows, slice) else len(rows)
-        parts = (a if len(a) == 1 else a[rows] for a in (self.P, self.q, self.A, self.b))
-        return ConeProgram(self.structure, *parts, batch=count)
+        P, q, A, b = (a if len(a) == 1 else a[rows] for a in (self.P, self.q, self.A, self.b))
+        return ConeProgram(self.structure, P, q, A, b, count)
 
 
 @dataclass(eq=False)
@@ -177,7 +187,8 @@ class ConeSolution:
     Attributes
     ----------
     x, z, s : ndarray
-        Shapes (B, n), (B, m), (B, m): primal, dual, slack. Rows that were not solved are NaN.
+        Shapes (B, n), (B, m), (B, m): primal, dual, slack. NaN where no point was found; an
+        almost solved instance keeps its point, for polishing.
     status : ndarray of int
         Shape (B,), values of `Status`.
     iterations : ndarray of int
@@ -205,7 +216,7 @@ class ConeSolution:
     @property
     def solved(self) -> NDArray[np.bool_]:
         """Shape (B,): which instances are solved."""
-        return self.status == Status.SOLVED
+        return self.status == _SOLVED
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ asked for are read off it by `CanonicalProblem.recover`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -16,9 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
-from cvxlayers.derivative import Geometry, ImplicitDerivative, polish
+from cvxlayers.derivative import Geometry, ImplicitDerivative, System, polish
 from cvxlayers.errors import SolverError, UnsupportedProblemError
-from cvxlayers.program import ConeProgram, ConeSolution, Linearization, Wanted
+from cvxlayers.program import (
+    ConeProgram,
+    ConeSolution,
+    Linearization,
+    ProgramTangent,
+    Wanted,
+)
 from cvxlayers.solvers import get_solver
 from cvxlayers.solvers.options import Options, resolve_options
 from cvxlayers.status import Status
@@ -32,13 +39,17 @@ FailurePolicy = Literal["raise", "nan"]
 # optimality conditions to the accuracy that the solver was asked for by default.
 CERTIFIED = 1e-8
 
+# Looked up once: access to an enum's members is slow enough to show in a small solve.
+SOLVED = Status.SOLVED
+ALMOST_SOLVED = Status.ALMOST_SOLVED
+
 
 def check_failure_policy(policy: Any) -> FailurePolicy:
     """The policy itself, or a ValueError that lists what exists."""
     if policy not in get_args(FailurePolicy):
         choices = " or ".join(repr(choice) for choice in get_args(FailurePolicy))
         raise ValueError(f"on_failure: expected {choices}, got {policy!r}.")
-    return policy  # type: ignore[no-any-return]
+    return policy
 
 
 @dataclass(eq=False)
@@ -51,6 +62,12 @@ class Point:
         Shapes (B, n), (B, m), (B, m); rows that were not solved are NaN.
     status, iterations : ndarray of int
         Shape (B,).
+    theta : sequence of ndarray
+        The parameter values, as far as derivatives need them.
+    derivative : Linearization or None
+        The derivative at these points, for the instances `rows` alone (None: for all).
+    wanted : Wanted or None
+        What of the program it is a derivative with respect to.
     """
 
     x: Array
@@ -59,13 +76,14 @@ class Point:
     status: NDArray[np.int64]
     iterations: NDArray[np.int64]
     theta: Sequence[Array] = field(repr=False)
+    rows: NDArray[np.bool_] | None = field(default=None, repr=False)
     wanted: Wanted | None = field(default=None, repr=False)
     derivative: Linearization | None = field(default=None, repr=False)
 
     @property
     def solved(self) -> NDArray[np.bool_]:
         """Shape (B,)."""
-        return self.status == Status.SOLVED
+        return self.status == SOLVED
 
 
 class SolutionMap:
@@ -132,14 +150,15 @@ class SolutionMap:
         options = self._options
         if solver_args is not None:
             options = resolve_options(type(self.solver), self.solver_args, solver_args)
-        batch = int(np.prod(batch_shape, dtype=np.int64))
+        verbose = self.verbose if options.verbose is None else options.verbose
+        batch = math.prod(batch_shape)
         program = self.canonical.program(theta, batch)
         if batch == 0:
             solution = ConeSolution.empty(0, self.canonical.structure)
         else:
-            solution = self.solver.solve(program, options.solver, self.verbose)
-        derivative = self._finish(program, solution, options, differentiable)
-        failed = solution.status != Status.SOLVED
+            solution = self.solver.solve(program, options.solver, verbose)
+        derivative, rows = self._finish(program, solution, options, differentiable)
+        failed = solution.status != SOLVED
         if failed.any():
             if on_failure == "raise":
                 raise _failure(self.solver.name, solution.status, batch_shape)
@@ -152,6 +171,7 @@ class SolutionMap:
             solution.status,
             solution.iterations,
             theta=self._remember(theta) if differentiable else theta,
+            rows=rows,
             wanted=self.canonical.wanted(theta) if differentiable else None,
             derivative=derivative,
         )
@@ -166,81 +186,95 @@ class SolutionMap:
 
         Instances that were not solved contribute exactly zero.
         """
-        canonical, rows = self.canonical, point.solved
-        gx, gz = canonical.recover_adjoint(gradients, outputs, point.x, point.z)
-        if not rows.any() or point.derivative is None or point.wanted is None:
-            return [np.zeros_like(t) for t in point.theta]
-        if rows.all():
-            program_gradient = point.derivative.vjp(gx, gz, point.wanted)
+        derivative, wanted, rows = self._at(point)
+        gx, gz = self.canonical.recover_adjoint(gradients, outputs, point.x, point.z)
+        failed = ~point.solved
+        if failed.any():
+            # Also what was NaN because the outputs were.
+            gx[failed] = 0.0
+            if gz is not None:
+                gz[failed] = 0.0
+        if rows is None:
+            pulled = derivative.vjp(gx, gz, wanted)
         else:
-            part = point.derivative.vjp(gx[rows], None if gz is None else gz[rows], point.wanted)
-            program_gradient = type(part)(
-                *(
-                    value if name in point.wanted.shared else _scatter(value, rows)
+            part = derivative.vjp(gx[rows], None if gz is None else gz[rows], wanted)
+            pulled = ProgramTangent(
+                **{
+                    name: value if name in wanted.shared else _scatter(value, rows)
                     for name, value in vars(part).items()
-                )
+                }
             )
-        return canonical.program_adjoint(program_gradient, point.theta)
+        return self.canonical.program_adjoint(pulled, point.theta)
 
-    def jvp(
-        self, point: Point, tangents: Sequence[Array], outputs: Sequence[Array]
-    ) -> list[Array]:
+    def jvp(self, point: Point, tangents: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
         """Change of the outputs along a change of the parameters (shapes of `theta`).
 
         Instances that were not solved give NaN.
         """
-        canonical, rows = self.canonical, point.solved
-        batch = len(point.x)
+        derivative, wanted, rows = self._at(point)
+        tangent = self.canonical.program_tangent(point.theta, tangents)
         dx, dz = np.full_like(point.x, np.nan), np.full_like(point.z, np.nan)
-        if rows.any() and point.derivative is not None and point.wanted is not None:
-            tangent = canonical.program_tangent(point.theta, tangents)
-            part = type(tangent)(
-                *(v if len(v) == 1 or batch == 1 else v[rows] for v in vars(tangent).values())
-            )
-            dx[rows], dz[rows] = point.derivative.jvp(part, point.wanted)
-        return canonical.recover_tangent(dx, dz, outputs)
+        if rows is None:
+            dx, dz = derivative.jvp(tangent, wanted)
+        else:
+            part = {k: v if len(v) == 1 else v[rows] for k, v in vars(tangent).items()}
+            dx[rows], dz[rows] = derivative.jvp(ProgramTangent(**part), wanted)
+        return self.canonical.recover_tangent(dx, dz, outputs)
+
+    @staticmethod
+    def _at(point: Point) -> tuple[Linearization, Wanted, NDArray[np.bool_] | None]:
+        if point.derivative is None or point.wanted is None:
+            raise ValueError("The point was computed with differentiable=False.")
+        return point.derivative, point.wanted, point.rows
 
     def _finish(
         self, program: ConeProgram, solution: ConeSolution, options: Options, differentiable: bool
-    ) -> Linearization | None:
-        """Polish what is to be polished, in place, and make the derivative."""
-        almost = solution.status == Status.ALMOST_SOLVED
-        solved = solution.solved
+    ) -> tuple[Linearization | None, NDArray[np.bool_] | None]:
+        """Polish what is to be polished, in place, and make the derivative: it, and the instances
+        that it is for (None: all)."""
         own = self.solver.linearize(program, solution, options.solver) if differentiable else None
         if own is not None:
-            return own
-        wants_polish = differentiable if options.polish is None else options.polish
-        rows = solved | almost if wants_polish else almost
+            return own, None
+        almost = solution.status == ALMOST_SOLVED
+        polishing = differentiable if options.polish is None else options.polish
+        if not polishing and not almost.any():
+            return self._derivative(program, solution, None) if differentiable else (None, None)
+        rows = solution.solved | almost if polishing else almost
         system = None
         if rows.any():
-            part = program if rows.all() else program.take(np.flatnonzero(rows))
-            point = polish(
-                self.geometry, part, solution.x[rows], solution.z[rows], solution.s[rows]
-            )
+            part, (x, z, s) = _select(program, solution, rows)
+            point = polish(self.geometry, part, x, z, s)
             solution.x[rows], solution.z[rows], solution.s[rows] = point.x, point.z, point.s
             certified = np.zeros(len(rows), dtype=bool)
             certified[rows] = point.residual <= CERTIFIED
-            solution.status[almost & certified] = Status.SOLVED
-            if (solution.solved == rows).all():
+            solution.status[almost & certified] = SOLVED
+            if np.array_equal(solution.solved, rows):
                 system = point.system
+        return self._derivative(program, solution, system) if differentiable else (None, None)
+
+    def _derivative(
+        self, program: ConeProgram, solution: ConeSolution, system: System | None
+    ) -> tuple[Linearization, NDArray[np.bool_] | None]:
         rows = solution.solved
-        if not differentiable or not rows.any():
-            return None
-        return ImplicitDerivative(
-            self.geometry,
-            program if rows.all() else program.take(np.flatnonzero(rows)),
-            solution.x[rows],
-            solution.z[rows],
-            solution.s[rows],
-            system,
-        )
+        part, (x, z, s) = _select(program, solution, rows)
+        derivative = ImplicitDerivative(self.geometry, part, x, z, s, system)
+        return derivative, None if rows.all() else rows
 
     def _remember(self, theta: Sequence[Array]) -> list[Array]:
         # The caller may change its arrays before it asks for a derivative. Values matter only
         # where a logarithm was taken; of the others only the shape does.
         logged = {i for i, is_log in self.canonical.parts if is_log}
-        return [t.copy() if i in logged else np.broadcast_to(0.0, t.shape)
-                for i, t in enumerate(theta)]
+        return [
+            t.copy() if i in logged else np.broadcast_to(0.0, t.shape) for i, t in enumerate(theta)
+        ]
+
+
+def _select(
+    program: ConeProgram, solution: ConeSolution, rows: NDArray[np.bool_]
+) -> tuple[ConeProgram, tuple[Array, Array, Array]]:
+    """The instances `rows` of a program and of its solution; copies of the latter."""
+    part = program if rows.all() else program.take(np.flatnonzero(rows))
+    return part, (solution.x[rows], solution.z[rows], solution.s[rows])
 
 
 def _scatter(values: Array, rows: NDArray[np.bool_]) -> Array:
@@ -249,9 +283,7 @@ def _scatter(values: Array, rows: NDArray[np.bool_]) -> Array:
     return full
 
 
-def _failure(
-    solver: str, statuses: NDArray[np.int64], batch_shape: tuple[int, ...]
-) -> SolverError:
+def _failure(solver: str, statuses: NDArray[np.int64], batch_shape: tuple[int, ...]) -> SolverError:
     failed = np.flatnonzero(statuses != Status.SOLVED)
     by_index = {
         tuple(int(k) for k in np.unravel_index(i, batch_shape)) if batch_shape else (): Status(

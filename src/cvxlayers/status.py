@@ -10,13 +10,13 @@ __all__ = ["Status"]
 class Status(IntEnum):
     """Outcome of one solve; `sentence` says it in words and names the likely remedy.
 
-    Only `SOLVED` carries a solution. "Almost solved" is a status of its own and is never
-    passed off as solved.
+    Only `SOLVED` is a solution. "Almost solved" is a status of its own and is never passed off
+    as solved.
     """
 
     sentence: str
 
-    def __new__(cls, value: int, sentence: str) -> Status:
+    def __new__(cls, value: int, sentence: str = "") -> Status:
         member = int.__new__(cls, value)
         member._value_ = value
         member.sentence = sentence
@@ -40,6 +40,7 @@ class Status(IntEnum):
     )
     INSUFFICIENT_PROGRESS = (
         7,
-        "stopped because the iterates no longer improved; rescale the data, or loosen eps",
+        "stopped because the iterates no longer improved; check that quadratic parameters are "
+        "positive semidefinite, rescale the data, or loosen eps",
     )
     INTERRUPTED = 8, "interrupted before it ended"

@@ -138,9 +138,7 @@ class CanonicalProblem:
 
     def program_tangent(self, theta: Sequence[Array], tangent: Sequence[Array]) -> ProgramTangent:
         """Change of the wanted values along a change of the parameters."""
-        parts = [
-            tangent[i] / theta[i] if is_log else tangent[i] for i, is_log in self.parts
-        ]
+        parts = [tangent[i] / theta[i] if is_log else tangent[i] for i, is_log in self.parts]
         return ProgramTangent(*(f.linear(parts) for f in (self.P, self.q, self.A, self.b)))
 
     def recover(self, x: Array, z: Array) -> list[Array]:
@@ -162,7 +160,8 @@ class CanonicalProblem:
 
         The second is None where no output with a gradient depends on z.
         """
-        gx, gz = np.zeros_like(x), None
+        gx = np.zeros_like(x)
+        gz: Array | None = None
         for spec, gradient, value in zip(self.outputs, gradients, outputs, strict=True):
             if gradient is None:
                 continue
@@ -184,8 +183,8 @@ class CanonicalProblem:
         for spec, value in zip(self.outputs, outputs, strict=True):
             tangent = np.zeros((len(dx), spec.recovery.size))
             tangent[:, spec.recovery.rows] = spec.recovery.linear((dx, dz))
-            tangent = tangent.reshape(value.shape)
-            tangents.append(tangent * value if spec.exponentiate else tangent)
+            shaped = tangent.reshape(value.shape)
+            tangents.append(shaped * value if spec.exponentiate else shaped)
         return tangents
 
     def _parts(self, theta: Sequence[Array]) -> list[Array]:

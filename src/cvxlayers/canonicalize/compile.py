@@ -172,12 +172,8 @@ def _constraints(
     position = coo.row.astype(np.int64)
     i, j = position % m, position // m
     in_A = j < n
-    pattern, A = _on_pattern(
-        i[in_A], j[in_A], coo.col[in_A], -coo.data[in_A], (m, n), width
-    )
-    b = sp.csr_array(
-        (coo.data[~in_A], (i[~in_A], coo.col[~in_A])), shape=(m, width)
-    )
+    pattern, A = _on_pattern(i[in_A], j[in_A], coo.col[in_A], -coo.data[in_A], (m, n), width)
+    b = sp.csr_array((coo.data[~in_A], (i[~in_A], coo.col[~in_A])), shape=(m, width))
     return pattern, A, b
 
 

@@ -28,9 +28,7 @@ def check_problem(problem: cp.Problem, gp: bool) -> None:
             f"The problem is not {rules}, so its solution has no derivative rule: {where}.{other}"
         )
     # A quadratic form stays in the objective as P, so its matrix may be a parameter there.
-    is_dpp = (
-        problem.is_dpp("dgp") if gp else problem.is_dpp("dcp", quad_form_dpp="qp")
-    )
+    is_dpp = problem.is_dpp("dgp") if gp else problem.is_dpp("dcp", quad_form_dpp="qp")
     if not is_dpp:
         where = _offender(problem, gp, dpp=True)
         raise NotDPPError(f"The problem is convex but not DPP: {where}. {_REMEDY}")

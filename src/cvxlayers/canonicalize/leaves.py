@@ -168,9 +168,7 @@ def _reduced_entries(parameter: cp.Parameter) -> sp.csc_array:
     count = sources.shape[1]
     target = np.broadcast_to(np.arange(count), sources.shape)
     data = np.full(sources.size, weights)
-    matrix = sp.coo_array(
-        (data, (target.ravel(), sources.ravel())), shape=(count, parameter.size)
-    )
+    matrix = sp.coo_array((data, (target.ravel(), sources.ravel())), shape=(count, parameter.size))
     return matrix.tocsc()
 
 

@@ -64,9 +64,7 @@ def outputs(
             matrix = sp.csr_array(dual[variable.id].tocsc()[:, np.flatnonzero(kept)])
             blocks = [sp.csr_array((variable.size, n)), matrix]
         recovery = AffineMap(blocks, np.zeros(variable.size))
-        specs.append(
-            OutputSpec(variable.name(), shape, recovery, gp and variable.id in primal_ids)
-        )
+        specs.append(OutputSpec(variable.name(), shape, recovery, gp and variable.id in primal_ids))
     return tuple(specs)
 
 

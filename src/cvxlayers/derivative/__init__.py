@@ -12,5 +12,6 @@ One symmetric system serves the gradient (`ImplicitDerivative.vjp`), the directi
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import ImplicitDerivative
 from cvxlayers.derivative.polish import Polished, polish
+from cvxlayers.derivative.system import System
 
-__all__ = ["Geometry", "ImplicitDerivative", "Polished", "polish"]
+__all__ = ["Geometry", "ImplicitDerivative", "Polished", "System", "polish"]

@@ -158,17 +158,14 @@ def _inverse(matrices: Array) -> Array:
     batch, size = matrices.shape[:2]
     # Below this, one LAPACK call for the whole batch ends before threads would have started.
     if batch == 1 or batch * size**3 < 5e6:
-        return np.linalg.inv(matrices)
-    out = np.empty_like(matrices)
+        return np.asarray(np.linalg.inv(matrices), dtype=np.float64)
+    inverse = np.empty_like(matrices)
 
-    def start_worker():  # type: ignore[no-untyped-def]
-        def body(i: int) -> None:
-            out[i] = np.linalg.inv(matrices[i])
+    def body(i: int) -> None:
+        inverse[i] = np.linalg.inv(matrices[i])
 
-        return body
-
-    for_each(batch, start_worker)
-    return out
+    for_each(batch, lambda: body)
+    return inverse
 
 
 def _least_squares(K: Array, right: Array) -> Array:

@@ -3,6 +3,8 @@ P x, A x and Aᵀ z over a batch of values."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ class _Gather:
     that each of them multiplies.
     """
 
-    def __init__(self, rows: Index, source: Index, entry: Index, size: int):
+    def __init__(self, rows: NDArray[Any], source: NDArray[Any], entry: NDArray[Any], size: int):
         order = np.argsort(rows, kind="stable")
         self.source, self.entry, self.size = source[order], entry[order], size
         counts = np.bincount(rows, minlength=size)

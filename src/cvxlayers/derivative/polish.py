@@ -52,14 +52,14 @@ class Polished:
 def residual(
     geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array
 ) -> tuple[Array, Array, Array]:
-    """F₁, F₂ and the scaled residual max(‖F₁‖/(1+…), ‖F₂‖/(1+…)) in the maximum norm, where …
-    is the largest of the terms."""
+    """F₁, F₂ and the scaled residual: the larger of ‖F₁‖/(1 + its largest term) and of
+    |F₂ᵢ|/(1 + |sᵢ| + |bᵢ|), row by row, because a bound of 1e20 must not hide the other rows."""
     Px, Atz = geometry.apply_P(program.P, x), geometry.apply_At(program.A, z)
     Ax = geometry.apply_A(program.A, x)
     F1 = Px + program.q + Atz
     F2 = Ax + s - program.b
     dual = _norm(F1) / (1.0 + np.maximum(np.maximum(_norm(Px), _norm(Atz)), _norm(program.q)))
-    primal = _norm(F2) / (1.0 + np.maximum(np.maximum(_norm(Ax), _norm(s)), _norm(program.b)))
+    primal = _norm(F2 / (1.0 + np.abs(s) + np.abs(program.b)))
     return F1, F2, np.maximum(primal, dual)
 
 

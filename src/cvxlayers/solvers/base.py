@@ -47,8 +47,8 @@ class Solver(ABC):
     ) -> ConeSolution:
         """Solve every instance.
 
-        A row that fails gets its status and NaN; it never raises and never disturbs the others.
-        An instance's answer depends on its own data only.
+        A row that fails gets its status and NaN (an almost solved one keeps its point); it never
+        raises and never disturbs the others. An instance's answer depends on its own data only.
 
         Parameters
         ----------
@@ -57,10 +57,18 @@ class Solver(ABC):
             Options under the solver's own names (see `options`).
         verbose : bool
             Whether the solver prints its progress.
+
+        Raises
+        ------
+        ValueError
+            If the solver does not take an option's value; before anything is solved.
         """
 
     def linearize(
         self, program: ConeProgram, solution: ConeSolution, options: Mapping[str, Any]
     ) -> Linearization | None:
-        """The solver's own derivative at a solution, or None to use the library's."""
+        """The solver's own derivative at a solution, or None to use the library's.
+
+        It covers the whole batch; instances without a point contribute zero.
+        """
         return None

@@ -18,6 +18,9 @@ from cvxlayers.status import Status
 
 __all__ = ["Clarabel"]
 
+NUMERICAL_ERROR = Status.NUMERICAL_ERROR
+HAS_POINT = (Status.SOLVED, Status.ALMOST_SOLVED)
+
 _STATUS = {
     "Solved": Status.SOLVED,
     "AlmostSolved": Status.ALMOST_SOLVED,
@@ -41,21 +44,52 @@ class Clarabel(Solver):
     name = "CLARABEL"
     cones = frozenset({"zero", "nonneg", "soc", "psd", "exp", "pow"})
     options = frozenset(
-        """
-        max_iter time_limit max_step_fraction tol_gap_abs tol_gap_rel tol_feas
-        tol_infeas_abs tol_infeas_rel tol_ktratio reduced_tol_gap_abs reduced_tol_gap_rel
-        reduced_tol_feas reduced_tol_infeas_abs reduced_tol_infeas_rel reduced_tol_ktratio
-        equilibrate_enable equilibrate_max_iter equilibrate_min_scaling equilibrate_max_scaling
-        linesearch_backtrack_step min_switch_step_length min_terminate_step_length max_threads
-        direct_kkt_solver direct_solve_method static_regularization_enable
-        static_regularization_constant static_regularization_proportional
-        dynamic_regularization_enable dynamic_regularization_eps dynamic_regularization_delta
-        iterative_refinement_enable iterative_refinement_reltol iterative_refinement_abstol
-        iterative_refinement_max_iter iterative_refinement_stop_ratio presolve_enable
-        input_sparse_dropzeros chordal_decomposition_enable chordal_decomposition_merge_method
-        chordal_decomposition_compact chordal_decomposition_complete_dual pardiso_iparm
-        pardiso_verbose
-        """.split()
+        {
+            "max_iter",
+            "time_limit",
+            "max_step_fraction",
+            "tol_gap_abs",
+            "tol_gap_rel",
+            "tol_feas",
+            "tol_infeas_abs",
+            "tol_infeas_rel",
+            "tol_ktratio",
+            "reduced_tol_gap_abs",
+            "reduced_tol_gap_rel",
+            "reduced_tol_feas",
+            "reduced_tol_infeas_abs",
+            "reduced_tol_infeas_rel",
+            "reduced_tol_ktratio",
+            "equilibrate_enable",
+            "equilibrate_max_iter",
+            "equilibrate_min_scaling",
+            "equilibrate_max_scaling",
+            "linesearch_backtrack_step",
+            "min_switch_step_length",
+            "min_terminate_step_length",
+            "max_threads",
+            "direct_kkt_solver",
+            "direct_solve_method",
+            "static_regularization_enable",
+            "static_regularization_constant",
+            "static_regularization_proportional",
+            "dynamic_regularization_enable",
+            "dynamic_regularization_eps",
+            "dynamic_regularization_delta",
+            "iterative_refinement_enable",
+            "iterative_refinement_reltol",
+            "iterative_refinement_abstol",
+            "iterative_refinement_max_iter",
+            "iterative_refinement_stop_ratio",
+            "presolve_enable",
+            "input_sparse_dropzeros",
+            "chordal_decomposition_enable",
+            "chordal_decomposition_merge_method",
+            "chordal_decomposition_compact",
+            "chordal_decomposition_complete_dual",
+            "pardiso_iparm",
+            "pardiso_verbose",
+        }
     )
 
     @classmethod
@@ -75,6 +109,8 @@ class Clarabel(Solver):
         settings = _settings(options, verbose)
         cones = _cones(self.structure.dims)
         solution = ConeSolution.empty(program.batch, self.structure)
+        # Clarabel takes a NaN in b for an infinite bound.
+        finite = program.is_finite()
 
         def start_worker() -> Callable[[int], None]:
             # The matrices are made once per thread; each instance only exchanges their values.
@@ -82,15 +118,18 @@ class Clarabel(Solver):
             A = self.structure.A.matrix(program.A[0])
 
             def body(i: int) -> None:
+                if not finite[i]:
+                    solution.status[i] = NUMERICAL_ERROR
+                    return
                 P.data = program.P[i if len(program.P) > 1 else 0]
                 A.data = program.A[i if len(program.A) > 1 else 0]
                 q = program.q[i if len(program.q) > 1 else 0]
                 b = program.b[i if len(program.b) > 1 else 0]
                 result = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
-                status = _STATUS.get(str(result.status), Status.NUMERICAL_ERROR)
+                status = _STATUS.get(str(result.status), NUMERICAL_ERROR)
                 solution.status[i] = status
                 solution.iterations[i] = result.iterations
-                if status in (Status.SOLVED, Status.ALMOST_SOLVED):
+                if status in HAS_POINT:
                     solution.x[i], solution.z[i], solution.s[i] = result.x, result.z, result.s
 
             return body

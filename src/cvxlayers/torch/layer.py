@@ -163,7 +163,7 @@ class CvxpyLayer(torch.nn.Module):
         bound = bind([_to_numpy(p) for p in params], specs)
         call = _Call(self.solution_map, bound, solver_args, policy, _output_type(params))
         if torch.is_grad_enabled() and any(p.requires_grad for p in params):
-            return _Solve.apply(call, *params)  # type: ignore[no-any-return]
+            return _Solve.apply(call, *params)
         return call.run(differentiable=False)[0]
 
 
@@ -214,7 +214,7 @@ class _Solve(torch.autograd.Function):
         return tensors
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         bound = ctx.call.bound
         upstream = [None if g is None else _to_numpy(g) for g in gradients]

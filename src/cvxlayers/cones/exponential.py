@@ -1,0 +1,151 @@
+"""The exponential cone, with the notation and the derivation of `exponential_slope`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from cvxlayers.cones.base import Array, at_least, at_most, frame_of_ray, rescale, within
+from cvxlayers.cones.exponential_slope import FARTHEST, TINY, find_slope, weights
+
+__all__ = ["Exponential"]
+
+
+class Exponential:
+    """K = closure{(x, y, z) : y > 0, y exp(x/y) <= z}, three rows in the order of CVXPY.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Exponential().project(np.array([[1.0, 0.0, 1.0]])).round(4)
+    array([[0.39  , 0.2703, 1.1441]])
+    """
+
+    def project(self, w: Array, near: Array | None = None) -> Array:
+        """Π(w) by one scalar equation in the slope ρ.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, 3).
+        near : array, optional
+            Guess of Π(w), shape (..., c, 3); it only saves iterations.
+
+        Returns
+        -------
+        array
+            Shape (..., c, 3).
+
+        References
+        ----------
+        H. A. Friberg, Projection onto the exponential cone: a univariate root-finding problem,
+        2021.
+        """
+        xp = array_namespace(w)
+        scale, part = _split(xp, w, near)
+        y, ρ, decay = part.y, part.slope, part.decay
+        s = scale * xp.stack([ρ * y, y, part.z], axis=-1)
+        face = xp.stack([w[..., 0], xp.zeros_like(decay), at_least(xp, w[..., 2], 0.0)], axis=-1)
+        s = xp.where(part.face[..., None], face, s)
+        return xp.where(part.inside[..., None], w, xp.where(part.polar[..., None], 0.0, s))
+
+    def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Array]:
+        """Eigenvalues 0, 1 and y/(y + μ κ²), for the normal, the ray and their cross product.
+
+        s = w - ν ∇g(s) with g = y e^(x/y) - z and ν = μ e^-ρ. On the tangent plane
+        DΠ = (I + ν ∇²g)^-1, and ν ∇²g = (μ/y) v vᵀ with v = (1, -ρ, 0) orthogonal to the ray. With
+        N = (1, 1 - ρ, -e^-ρ), R = (ρ, 1, e^ρ), t = N x R/(‖N‖ ‖R‖): v·t = κ = e^-ρ ‖R‖/‖N‖.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, 3).
+        near : array, optional
+            Guess of Π(w), shape (..., c, 3); it only saves iterations.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, 3): all 1 strictly inside K, all 0 on the polar cone, diag(w_x < 0, 0,
+            w_z > 0) on the face w_x, w_y <= 0.
+        U : array
+            Shape (..., c, 3, 3), orthonormal columns.
+        """
+        xp = array_namespace(w)
+        _, part = _split(xp, w, near)
+        ρ, decay = part.slope, part.decay
+        one, zero = xp.ones_like(ρ), xp.zeros_like(ρ)
+
+        # N and R up to the positive factors that keep e^|ρ| out; κ is unchanged.
+        right = ρ >= 0.0
+        grow, shrink = xp.where(right, 1.0, decay), xp.where(right, decay, 1.0)
+        normal = xp.stack([grow, (1.0 - ρ) * grow, -shrink], axis=-1)
+        ray = xp.stack([ρ * shrink, shrink, grow], axis=-1)
+        U, normal_length, ray_length = frame_of_ray(xp, normal, ray)
+
+        κ = ray_length / normal_length
+        tangent = part.y / at_least(xp, part.y + part.mu * κ * κ, TINY)
+        lam = xp.stack([zero, one, tangent], axis=-1)
+
+        positive = xp.astype(w > 0.0, w.dtype)
+        negative = xp.astype(w < 0.0, w.dtype)
+        on_face = xp.stack([negative[..., 0], zero, positive[..., 2]], axis=-1)
+        axes = xp.eye(3, dtype=w.dtype, device=device(w))
+        lam = xp.where(part.face[..., None], on_face, lam)
+        lam = xp.where(part.inside[..., None], 1.0, xp.where(part.polar[..., None], 0.0, lam))
+        return lam, xp.where(part.face[..., None, None], axes, U)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Where w lies, and for w on neither cone nor face its two parts, each of shape (..., c)."""
+
+    inside: Array
+    polar: Array
+    face: Array
+    slope: Array
+    decay: Array
+    y: Array
+    z: Array
+    mu: Array
+
+
+def _split(xp: Any, w: Array, near: Array | None) -> tuple[Array, _Split]:
+    scale, unit = rescale(xp, w)
+    wx, wy, wz = unit[..., 0], unit[..., 1], unit[..., 2]
+    inside, polar, face = _regions(xp, wx, wy, wz)
+
+    # Any point on the smooth part serves where there is nothing to solve.
+    smooth = ~(inside | polar | face)
+    wx, wy, wz = (xp.where(smooth, a, b) for a, b in ((wx, 1.0), (wy, 1.0), (wz, 0.0)))
+    slope = None
+    if near is not None:
+        known = near[..., 1] > TINY * (1.0 + xp.abs(near[..., 0]))
+        slope = xp.where(known, near[..., 0] / xp.where(known, near[..., 1], 1.0), xp.inf)
+    ρ = find_slope(xp, wx, wy, wz, slope)
+
+    # y (μ) is tiny and cancels where e^ρ (e^-ρ) is large, so take it from the third row there.
+    right = ρ >= 0.0
+    decay = xp.exp(-xp.abs(ρ))
+    y, mu = weights(wx, wy, ρ)
+    z = xp.where(right, wz + mu * decay, y * decay)
+    z = at_least(xp, z, 0.0)
+    y = xp.where(right, z * decay, at_least(xp, y, 0.0))
+    mu = at_least(xp, xp.where(right, mu, decay * (z - wz)), 0.0)
+    return scale, _Split(inside, polar, face, ρ, decay, y, z, mu)
+
+
+def _regions(xp: Any, wx: Array, wy: Array, wz: Array) -> tuple[Array, Array, Array]:
+    """Masks: strictly inside K; in the polar cone; w_x, w_y <= 0 and neither."""
+    # K: w_y e^a < w_z with a = w_x/w_y.  K°: w_x e^b <= -w_z with b = w_y/w_x - 1.
+    a = within(xp, wx / xp.where(wy > 0.0, wy, 1.0), -FARTHEST, FARTHEST)
+    b = within(xp, wy / xp.where(wx > 0.0, wx, 1.0) - 1.0, -FARTHEST, FARTHEST)
+    up, down = xp.exp(at_most(xp, a, 0.0)), xp.exp(-at_least(xp, a, 0.0))
+    inside = (wy > 0.0) & (wy * up < wz * down)
+    up, down = xp.exp(at_most(xp, b, 0.0)), xp.exp(-at_least(xp, b, 0.0))
+    corner = (wx <= 0.0) & (wy <= 0.0)
+    polar = (wx > 0.0) & (wx * up <= -wz * down)
+    polar = polar | ((wx == 0.0) & (wy <= 0.0) & (wz <= 0.0))
+    return inside, polar, corner & ~polar

@@ -1,0 +1,201 @@
+"""The cone of positive semidefinite matrices, in svec coordinates."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
+
+from cvxlayers.cones.base import Array, at_least
+
+__all__ = ["PSD", "smat", "svec", "triangle"]
+
+
+@lru_cache(maxsize=64)
+def triangle(k: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows i and columns j of the entries of svec: i <= j, column by column.
+
+    This is the order of Clarabel's PSDTriangleCone.
+
+    Examples
+    --------
+    >>> [index.tolist() for index in triangle(3)]
+    [[0, 0, 1, 0, 1, 2], [0, 1, 1, 2, 2, 2]]
+    """
+    cols, rows = np.tril_indices(k)
+    return rows, cols
+
+
+@lru_cache(maxsize=64)
+def _unpacking(k: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Position in svec of every matrix entry, row-major, and what to multiply it by."""
+    rows, cols = triangle(k)
+    position = np.zeros((k, k), dtype=np.intp)
+    position[rows, cols] = position[cols, rows] = np.arange(len(rows))
+    return position.ravel(), np.where(np.eye(k, dtype=bool), 1.0, 0.5**0.5).ravel()
+
+
+def _like(xp: Any, array: NDArray[Any], w: Array) -> Array:
+    return xp.asarray(array, device=device(w))
+
+
+def svec(matrix: Array) -> Array:
+    """Stack the upper triangle of symmetric matrices, √2 off the diagonal.
+
+    ⟨svec(X), svec(Y)⟩ = tr(XY).
+
+    Parameters
+    ----------
+    matrix : array
+        Shape (..., k, k), symmetric; only the upper triangle is read.
+
+    Returns
+    -------
+    array
+        Shape (..., k(k+1)/2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> svec(np.array([[1.0, 2.0], [2.0, 3.0]])).round(4)
+    array([1.    , 2.8284, 3.    ])
+    """
+    xp = array_namespace(matrix)
+    k = matrix.shape[-1]
+    rows, cols = triangle(k)
+    flat = xp.reshape(matrix, (*matrix.shape[:-2], k * k))
+    entries = xp.take(flat, _like(xp, rows * k + cols, matrix), axis=-1)
+    return entries * _like(xp, np.where(rows == cols, 1.0, 2.0**0.5), matrix)
+
+
+def smat(vector: Array) -> Array:
+    """Inverse of `svec`.
+
+    Parameters
+    ----------
+    vector : array
+        Shape (..., k(k+1)/2).
+
+    Returns
+    -------
+    array
+        Shape (..., k, k), symmetric.
+
+    Raises
+    ------
+    ValueError
+        If the last axis is not a triangular number long.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> smat(np.array([1.0, np.sqrt(8.0), 3.0]))
+    array([[1., 2.],
+           [2., 3.]])
+    """
+    xp = array_namespace(vector)
+    q = vector.shape[-1]
+    k = (isqrt(8 * q + 1) - 1) // 2
+    if k * (k + 1) // 2 != q:
+        raise ValueError(f"the last axis must hold a triangle, k(k+1)/2 entries, got {q}")
+    position, factor = _unpacking(k)
+    flat = xp.take(vector, _like(xp, position, vector), axis=-1) * _like(xp, factor, vector)
+    return xp.reshape(flat, (*vector.shape[:-1], k, k))
+
+
+class PSD:
+    """K = {svec(X) : X ⪰ 0}, X of order k; self-dual.
+
+    Parameters
+    ----------
+    k : int
+        Order of the matrix; a block has q = k(k+1)/2 rows.
+
+    Raises
+    ------
+    ValueError
+        If k < 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> PSD(2).project(svec(np.diag([2.0, -1.0]))[None])
+    array([[2., 0., 0.]])
+    """
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"a PSD cone has order at least 1, got k = {k}")
+        self.k = k
+        self.q = k * (k + 1) // 2
+
+    def project(self, w: Array, near: Array | None = None) -> Array:
+        """Π(V diag(l) Vᵀ) = V diag(max(l, 0)) Vᵀ.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+
+        References
+        ----------
+        N. J. Higham, Linear Algebra Appl. 103 (1988), Theorem 2.1.
+        """
+        xp = array_namespace(w)
+        values, V = xp.linalg.eigh(smat(w))
+        scaled = V * at_least(xp, values, 0.0)[..., None, :]
+        return svec(xp.matmul(scaled, xp.matrix_transpose(V)))
+
+    def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Array]:
+        """Eigenvalues from divided differences of max(·, 0), eigenvectors svec(sym(vᵢvⱼᵀ)).
+
+        With w = svec(V diag(l) Vᵀ), the pair i <= j has the eigenvalue
+        λᵢⱼ = (lᵢ⁺ + lⱼ⁺)/(|lᵢ| + |lⱼ|), exactly 1 for two positive lᵢ, lⱼ and exactly 0 for two
+        that are not, and the eigenvector svec(vᵢvⱼᵀ + vⱼvᵢᵀ)/√2, or svec(vᵢvᵢᵀ) where i = j.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), the pairs in the order of svec.
+        U : array
+            Shape (..., c, q, q), orthonormal columns.
+
+        References
+        ----------
+        J. Malick, H. S. Sendov, Set-Valued Anal. 14 (2006) 273-293.
+        """
+        xp = array_namespace(w)
+        rows, cols = triangle(self.k)
+        i, j = _like(xp, rows, w), _like(xp, cols, w)
+        values, V = xp.linalg.eigh(smat(w))
+
+        positive = at_least(xp, values, 0.0)
+        magnitude = xp.abs(values)
+        total = xp.take(magnitude, i, axis=-1) + xp.take(magnitude, j, axis=-1)
+        numerator = xp.take(positive, i, axis=-1) + xp.take(positive, j, axis=-1)
+        lam = numerator / xp.where(total > 0.0, total, 1.0)
+
+        # Column (i, j), entry (a, b): weight · (V_ai V_bj + V_aj V_bi), each side of it √2 or 1.
+        upper, lower = xp.take(V, i, axis=-2), xp.take(V, j, axis=-2)
+        products = xp.take(upper, i, axis=-1) * xp.take(lower, j, axis=-1)
+        products = products + xp.take(upper, j, axis=-1) * xp.take(lower, i, axis=-1)
+        weight = np.where(rows == cols, 0.5**0.5, 1.0)
+        return lam, products * _like(xp, weight[:, None] * weight, w)

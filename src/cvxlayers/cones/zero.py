@@ -1,0 +1,57 @@
+"""The zero cone."""
+
+from __future__ import annotations
+
+from array_api_compat import array_namespace
+
+from cvxlayers.cones.base import Array
+
+__all__ = ["Zero"]
+
+
+class Zero:
+    """K = {0}, the cone of equality constraints; its dual is the whole space.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Zero().project(np.array([[3.0], [-1.0]]))
+    array([[0.],
+           [0.]])
+    """
+
+    def project(self, w: Array, near: Array | None = None) -> Array:
+        """Π(w) = 0.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+        """
+        return array_namespace(w).zeros_like(w)
+
+    def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, None]:
+        """DΠ(w) = 0.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), all 0.
+        U : None
+            The identity.
+        """
+        return array_namespace(w).zeros_like(w), None

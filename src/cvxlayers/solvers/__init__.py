@@ -1,0 +1,49 @@
+"""The solvers, one file each, found by name and imported when asked for.
+
+Importing this package, or the files in it, imports none of the packages behind them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from cvxlayers.solvers.base import Solver
+
+__all__ = ["SOLVERS", "Solver", "get_solver"]
+
+#: CVXPY's own name of every solver, and where its class is: ``module:Class``.
+SOLVERS: dict[str, str] = {
+    "CLARABEL": "cvxlayers.solvers.clarabel:Clarabel",
+    "SCS": "cvxlayers.solvers.scs:SCS",
+    "DIFFCP": "cvxlayers.solvers.diffcp:Diffcp",
+}
+
+
+def get_solver(name: str) -> type[Solver]:
+    """The class of the solver that has this name.
+
+    Parameters
+    ----------
+    name : str
+        A key of `SOLVERS` in any case, such as ``"SCS"`` or ``cvxpy.SCS``.
+
+    Raises
+    ------
+    TypeError
+        The name is not a string.
+    ValueError
+        There is no such solver.
+    """
+    if not isinstance(name, str):
+        message = (
+            f"solver: expected a name such as 'CLARABEL' or cvxpy.SCS, got {name!r} of type "
+            f"{type(name).__name__}; pass the solver's name as a string"
+        )
+        raise TypeError(message)
+    address = SOLVERS.get(name.upper())
+    if address is None:
+        message = f"solver: there is no solver {name!r}; choose one of {', '.join(SOLVERS)}"
+        raise ValueError(message)
+    module, _, attribute = address.partition(":")
+    solver: type[Solver] = getattr(import_module(module), attribute)
+    return solver

@@ -1,0 +1,1 @@
+"""The solvers, against the optimality conditions, each other, and finite differences."""
