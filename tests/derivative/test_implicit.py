@@ -20,6 +20,8 @@ DIMS = {
     "equality": ConeDims(zero=3),
     "nonneg": ConeDims(nonneg=9),
     "soc": ConeDims(zero=1, soc=(4, 3, 1, 2)),
+    # Long cones are factored in their own coordinates on the sparse route.
+    "long soc": ConeDims(nonneg=3, soc=(45, 4, 60, 45)),
     "psd": ConeDims(psd=(3, 2)),
     "exp": ConeDims(exp=3),
     "pow": ConeDims(pow=(0.3, 0.5, 0.8)),
@@ -69,9 +71,7 @@ def everything(program: ConeProgram, shared: frozenset[str] = frozenset()) -> Wa
 
 
 def moved(program: ConeProgram, tangent: object, step: float) -> ConeProgram:
-    return replace(
-        program, **{k: getattr(program, k) + step * v for k, v in vars(tangent).items()}
-    )
+    return replace(program, **{k: getattr(program, k) + step * v for k, v in vars(tangent).items()})
 
 
 def random_tangent(program: ConeProgram, rng: np.random.Generator) -> object:

@@ -6,12 +6,13 @@ from cvxlayers.cones.nonneg import NonNegative
 from cvxlayers.cones.power import ThreeDimPower
 from cvxlayers.cones.product import ProductCone
 from cvxlayers.cones.psd import PSD, smat, svec
-from cvxlayers.cones.second_order import SecondOrder
+from cvxlayers.cones.second_order import AxisRotation, SecondOrder
 from cvxlayers.cones.spectrum import Group, Spectrum
 from cvxlayers.cones.zero import Zero
 
 __all__ = [
     "PSD",
+    "AxisRotation",
     "Cone",
     "Exponential",
     "Group",

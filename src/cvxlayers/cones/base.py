@@ -22,8 +22,9 @@ class Cone(Protocol):
         """Euclidean projection Π_K(w), shape (..., c, q) as `w`."""
         ...
 
-    def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Array | None]:
-        """Eigenvalues (..., c, q) and eigenvectors (..., c, q, q) of DΠ_K(w); None means I."""
+    def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Any]:
+        """Eigenvalues (..., c, q) and eigenvectors (..., c, q, q) of DΠ_K(w); None means I, and
+        a long second-order cone has an `AxisRotation` in their place."""
         ...
 
 

@@ -8,7 +8,79 @@ from array_api_compat import array_namespace, device
 
 from cvxlayers.cones.base import Array, rescale
 
-__all__ = ["SecondOrder"]
+__all__ = ["AxisRotation", "SecondOrder"]
+
+# From this length on the eigenvectors are a reflection and not a matrix: q numbers, not q².
+LONG = 40
+
+
+class AxisRotation:
+    """The eigenvectors U of DΠ for second-order cones with the axis u = w₁/‖w₁‖.
+
+    The columns of U are the normal (1, -u)/√2, the ray (1, u)/√2 and (0, H e_k) for k > 1, with
+    H = I - v vᵀ/(1 + |u₁|), v = u ± e₁, the Householder reflection that takes the first axis to
+    ±u. The sign avoids cancellation.
+
+    Parameters
+    ----------
+    axis : array
+        u, shape (..., c, q - 1), of length one.
+
+    References
+    ----------
+    G. H. Golub, C. F. Van Loan, Matrix Computations, Section 5.1.
+    """
+
+    def __init__(self, axis: Array) -> None:
+        self.axis = axis
+
+    def __getitem__(self, index: Any) -> AxisRotation:
+        return AxisRotation(self.axis[index])
+
+    @property
+    def normal(self) -> Array:
+        """(1, -u)/√2, shape (..., c, q)."""
+        return self._edge(-self.axis)
+
+    @property
+    def ray(self) -> Array:
+        """(1, u)/√2, shape (..., c, q)."""
+        return self._edge(self.axis)
+
+    def matrix(self) -> Array:
+        """U itself, shape (..., c, q, q)."""
+        xp = array_namespace(self.axis)
+        q = self.axis.shape[-1] + 1
+        return self.multiply(xp.eye(q, dtype=self.axis.dtype, device=device(self.axis)))
+
+    def multiply(self, X: Array, transpose: bool = False) -> Array:
+        """U X or Uᵀ X for X of shape (..., c, q, n)."""
+        xp = array_namespace(self.axis, X)
+        u = self.axis[..., None]
+        root_half = 0.5**0.5
+        first, rest = X[..., :1, :], X[..., 1:, :]
+        if transpose:
+            along = xp.sum(u * rest, axis=-2, keepdims=True)
+            reflected = self._reflect(xp, rest)[..., 1:, :]
+            top = [root_half * (first - along), root_half * (first + along)]
+            return xp.concat([*top, reflected], axis=-2)
+        second, tangent = rest[..., :1, :], rest[..., 1:, :]
+        padded = xp.concat([xp.zeros_like(second), tangent], axis=-2)
+        below = root_half * (second - first) * u + self._reflect(xp, padded)
+        above = root_half * (first + second)
+        shape = (*below.shape[:-2], 1, below.shape[-1])
+        return xp.concat([xp.broadcast_to(above, shape), below], axis=-2)
+
+    def _edge(self, axis: Array) -> Array:
+        xp = array_namespace(axis)
+        return 0.5**0.5 * xp.concat([xp.ones_like(axis[..., :1]), axis], axis=-1)
+
+    def _reflect(self, xp: Any, X: Array) -> Array:
+        first = self.axis[..., :1]
+        e1 = xp.eye(1, self.axis.shape[-1], dtype=self.axis.dtype, device=device(self.axis))[0]
+        v = (self.axis + xp.where(first >= 0.0, 1.0, -1.0) * e1)[..., None]
+        weight = xp.sum(v * X, axis=-2, keepdims=True) / (1.0 + xp.abs(first)[..., None])
+        return X - weight * v
 
 
 class SecondOrder:
@@ -62,12 +134,12 @@ class SecondOrder:
         between = scale * xp.concat([half, half * axis], axis=-1)
         return xp.where(w0 >= length, w, xp.where(w0 <= -length, 0.0, between))
 
-    def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Array | None]:
+    def spectrum(
+        self, w: Array, near: Array | None = None
+    ) -> tuple[Array, Array | AxisRotation | None]:
         """Eigenvalues 0, 1 and (1 + w₀/‖w₁‖)/2 (q - 2 times) between K and its polar cone.
 
-        The eigenvectors are (1, -u)/√2 and (1, u)/√2 with u = w₁/‖w₁‖ (the first axis where
-        w₁ = 0), and (0, v) with v orthogonal to u: the columns but the first of the Householder
-        reflection that takes the first axis to ±u.
+        The eigenvectors are those of `AxisRotation`, with the first axis for u where w₁ = 0.
 
         Parameters
         ----------
@@ -80,14 +152,14 @@ class SecondOrder:
         -------
         lam : array
             Shape (..., c, q): all 1 where w₀ > ‖w₁‖, all 0 where w₀ <= -‖w₁‖ (the apex too).
-        U : array or None
-            Shape (..., c, q, q), orthonormal columns; None, the identity, where q = 1.
+        U : array, AxisRotation or None
+            Shape (..., c, q, q), orthonormal columns; an `AxisRotation` for a long cone; None,
+            the identity, where q = 1.
 
         References
         ----------
         E. Busseti, W. M. Moursi, S. Boyd, Solution refinement at regular points of conic
-        problems (2019), for the derivative; G. H. Golub, C. F. Van Loan, Matrix Computations,
-        Section 5.1, for the reflection.
+        problems (2019).
         """
         xp = array_namespace(w)
         if self.q == 1:
@@ -101,16 +173,8 @@ class SecondOrder:
         lam = xp.concat([zero, one, repeated], axis=-1)
         lam = xp.where(w0 > length, 1.0, xp.where(w0 <= -length, 0.0, lam))
 
-        # H = I - v vᵀ / (1 + |u₁|) with v = u ± e₁, the sign that avoids cancellation.
-        identity = xp.eye(self.q - 1, dtype=w.dtype, device=device(w))
-        first = axis[..., :1]
-        v = axis + xp.where(first >= 0.0, 1.0, -1.0) * identity[0]
-        reflection = identity - v[..., :, None] * (v / (1.0 + xp.abs(first)))[..., None, :]
-        root_half = 0.5**0.5
-        column = root_half * axis[..., None]
-        top = xp.concat([root_half * one, root_half * one, xp.zeros_like(repeated)], axis=-1)
-        below = xp.concat([-column, column, reflection[..., 1:]], axis=-1)
-        return lam, xp.concat([top[..., None, :], below], axis=-2)
+        rotation = AxisRotation(axis)
+        return lam, rotation if self.q >= LONG else rotation.matrix()
 
 
 def _polar_form(xp: Any, w: Array) -> tuple[Array, Array, Array]:

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from cvxlayers.cones.base import Array, Cone
+from cvxlayers.cones.second_order import AxisRotation
 
 __all__ = ["Group", "Spectrum"]
 
@@ -59,12 +60,12 @@ class Spectrum:
     ----------
     lam : array
         Shape (B, m), in [0, 1].
-    blocks : tuple of (Group, array)
+    blocks : tuple of (Group, array or AxisRotation)
         The blocks of U that are not the identity: group and its U, shape (B, c, q, q).
     """
 
     lam: Array
-    blocks: tuple[tuple[Group, Array], ...] = ()
+    blocks: tuple[tuple[Group, Array | AxisRotation], ...] = ()
 
     @property
     def is_identity(self) -> bool:
@@ -139,6 +140,9 @@ class Spectrum:
         for group, U in self.blocks:
             index = group.index_for(xp, A)
             block = xp.reshape(A[..., index, :], (*A.shape[:-2], *group.rows.shape, n))
-            turned = xp.matmul(xp.matrix_transpose(U) if transpose else U, block)
+            if isinstance(U, AxisRotation):
+                turned = U.multiply(block, transpose)
+            else:
+                turned = xp.matmul(xp.matrix_transpose(U) if transpose else U, block)
             product[..., index, :] = xp.reshape(turned, (*batch, group.rows.size, n))
         return product

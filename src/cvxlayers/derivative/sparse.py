@@ -1,15 +1,21 @@
-"""The reduced KKT system of a batch, sparse: one SuperLU factorisation per instance."""
+"""The reduced KKT system of a batch, sparse: one SuperLU factorisation per instance.
+
+Rotating the rows of a long second-order cone would fill them. There D has the eigenvalue 0 along
+the normal e₋, 1 along the ray e₊ and one value λ on the rest, so with μ = λ/(1−λ) its rows of
+
+    Ã u − M v̄ = r₂   are   A u − μ v + μ e₋ σ − e₊ τ = r₂,   σ = e₋ᵀv,   e₊ᵀv = 0
+
+in the cone's own coordinates: two more unknowns and no fill.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.linalg
 from numpy.typing import NDArray
 
-from cvxlayers.cones import Spectrum
+from cvxlayers.cones import AxisRotation, Group, Spectrum
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram
@@ -44,47 +50,71 @@ class SparseSystem:
         self.degenerate = np.zeros(batch, dtype=bool)
         self.coupled = spectrum.lam < 1.0
         self.factors: list[_Factor] = [None] * batch  # type: ignore[list-item]
+        # Long cones stay in their own coordinates in here.
+        self.long = Spectrum(
+            spectrum.lam, tuple((g, U) for g, U in spectrum.blocks if isinstance(U, AxisRotation))
+        )
+        short = [(g, U) for g, U in spectrum.blocks if not isinstance(U, AxisRotation)]
+        for group, _ in self.long.blocks:
+            rows = group.rows
+            self.coupled[:, rows] = self.coupled[:, rows].any(axis=2, keepdims=True)
 
-        def start_worker() -> Callable[[int], None]:
-            def body(i: int) -> None:
-                P = geometry.P_full.matrix(_row(program.P, i)[geometry.P_entry])
-                A = geometry.structure.A.matrix(_row(program.A, i))
-                if not spectrum.is_identity:
-                    A = _block_diagonal(spectrum, i, self.m).T @ A
-                rows = np.flatnonzero(self.coupled[i])
-                lam = spectrum.lam[i, rows]
-                self.factors[i] = _Factor(P, A.tocsr()[rows], lam / (1.0 - lam))
+        def body(i: int) -> None:
+            P = geometry.P_full.matrix(_row(program.P, i)[geometry.P_entry])
+            A = geometry.structure.A.matrix(_row(program.A, i))
+            if short:
+                A = _block_diagonal(short, i, self.m).T @ A
+            lam = spectrum.lam[i].copy()
+            arrows = []
+            for group, U in self.long.blocks:
+                for k, rows in enumerate(group.rows):
+                    if lam[rows[1]] == 1.0 and lam[rows[0]] == 0.0:  # between K and its polar
+                        lam[rows] = lam[rows[2]]
+                        arrows.append((rows, U.normal[i, k], U.ray[i, k]))
+            rows = np.flatnonzero(self.coupled[i])
+            mu = np.zeros(self.m)
+            mu[rows] = lam[rows] / (1.0 - lam[rows])
+            E, F = _arrows(arrows, mu, self.m)
+            self.factors[i] = _Factor(P, A.tocsr()[rows], mu[rows], E[rows], F)
 
-            return body
-
-        for_each(batch, start_worker)
+        for_each(batch, lambda: body)
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
         """(u, v̄) for right-hand sides of shapes (B, n) and (B, m) (None: zero)."""
         u, v = np.empty((len(r1), self.n)), np.zeros((len(r1), self.m))
+        own = None if r2 is None else self.long.unrotate(r2)
 
-        def start_worker() -> Callable[[int], None]:
-            def body(i: int) -> None:
-                rows = self.coupled[i]
-                lower = np.zeros(int(rows.sum())) if r2 is None else r2[i, rows]
-                y, regular = self.factors[i].solve(np.concatenate([r1[i], lower]))
-                u[i], v[i, rows] = y[: self.n], y[self.n :]
-                self.degenerate[i] |= not regular
+        def body(i: int) -> None:
+            rows = self.coupled[i]
+            k = int(rows.sum())
+            right = np.zeros(self.factors[i].size)
+            right[: self.n] = r1[i]
+            if own is not None:
+                right[self.n : self.n + k] = own[i, rows]
+            y, regular = self.factors[i].solve(right)
+            u[i], v[i, rows] = y[: self.n], y[self.n : self.n + k]
+            self.degenerate[i] |= not regular
 
-            return body
-
-        for_each(len(r1), start_worker)
-        return u, v
+        for_each(len(r1), lambda: body)
+        return u, self.long.rotate(v)
 
 
 class _Factor:
-    def __init__(self, P: sp.csc_array, A: sp.csr_array, M: Array):
-        n, k = A.shape[1], A.shape[0]
-        self.K = sp.block_array([[P, A.T], [A, -sp.diags_array(M)]], format="csc")
+    def __init__(
+        self, P: sp.csc_array, A: sp.csr_array, M: Array, E: sp.csr_array, F: Array
+    ) -> None:
+        minus_M = -sp.diags_array(M)
+        if len(F):
+            blocks = [[P, A.T, None], [A, minus_M, E], [None, E.T, sp.diags_array(F)]]
+        else:
+            blocks = [[P, A.T], [A, minus_M]]
+        self.K = sp.block_array(blocks, format="csc")
+        self.size = self.K.shape[0]
         self.scale = _equilibrate(self.K)
         scaled = self.K.copy()
         scaled.data *= self.scale[scaled.indices] * np.repeat(self.scale, np.diff(scaled.indptr))
-        sign = np.concatenate([np.ones(n), -np.ones(k)])
+        # τ is the multiplier of e₊ᵀv = 0, and so of the sign of u.
+        sign = np.concatenate([np.ones(A.shape[1]), -np.ones(A.shape[0]), np.where(F < 0, -1, 1)])
         self.regularised = sp.csc_array(scaled + sp.diags_array(REGULARISATION * sign))
         self.lu = _factor(self.regularised, symmetric=True)
         self.is_pivoted = self.lu is None
@@ -92,7 +122,7 @@ class _Factor:
             self.lu = _factor(self.regularised, symmetric=False)
         # A singular matrix answers a right-hand side taken at random with a huge vector, and
         # refinement cannot make a solution of it.
-        trial = np.random.default_rng(0).standard_normal(n + k) / self.scale
+        trial = np.random.default_rng(0).standard_normal(self.size) / self.scale
         size = np.abs(self._apply(trial) / self.scale).max(initial=0.0)
         self.is_regular = size * REGULARISATION < SINGULAR or self._solve(trial)[1]
 
@@ -179,21 +209,41 @@ def _equilibrate(K: sp.csc_array) -> Array:
     return scale
 
 
-def _block_diagonal(spectrum: Spectrum, i: int, m: int) -> sp.csc_array:
+def _arrows(
+    arrows: list[tuple[NDArray[np.intp], Array, Array]], mu: Array, m: int
+) -> tuple[sp.csr_array, Array]:
+    """Columns of σ and τ in the rows of the cones, and the diagonal that belongs to them."""
+    if not arrows:
+        return sp.csr_array((m, 0)), np.zeros(0)
+    # A diagonal of exactly zero would be taken for the sign of τ where μ = 0.
+    weights = [max(mu[rows[0]], np.finfo(float).tiny) for rows, _, _ in arrows]
+    data = [
+        part
+        for (_, normal, ray), weight in zip(arrows, weights, strict=True)
+        for part in (weight * normal, -ray)
+    ]
+    rows = [rows for rows, _, _ in arrows for _ in range(2)]
+    lengths = np.array([len(part) for part in data])
+    place = (np.concatenate(rows), np.repeat(np.arange(len(data)), lengths))
+    E = sp.csr_array((np.concatenate(data), place), shape=(m, len(data)))
+    return E, np.ravel([[-weight, 0.0] for weight in weights])
+
+
+def _block_diagonal(blocks: list[tuple[Group, Array]], i: int, m: int) -> sp.csc_array:
     """U of one instance as a sparse matrix."""
     identity = np.ones(m, dtype=bool)
     rows, cols, data = [], [], []
-    for group, U in spectrum.blocks:
-        block_rows = group.rows
-        c, q = block_rows.shape
-        identity[block_rows] = False
-        rows.append(np.broadcast_to(block_rows[:, :, None], (c, q, q)).ravel())
-        cols.append(np.broadcast_to(block_rows[:, None, :], (c, q, q)).ravel())
+    for group, U in blocks:
+        place = group.rows
+        c, q = place.shape
+        identity[place] = False
+        rows.append(np.broadcast_to(place[:, :, None], (c, q, q)).ravel())
+        cols.append(np.broadcast_to(place[:, None, :], (c, q, q)).ravel())
         data.append(U[i].ravel())
     plain = np.flatnonzero(identity)
     entries = np.concatenate([*data, np.ones(len(plain))])
-    place = (np.concatenate([*rows, plain]), np.concatenate([*cols, plain]))
-    return sp.csc_array((entries, place), shape=(m, m))
+    index = (np.concatenate([*rows, plain]), np.concatenate([*cols, plain]))
+    return sp.csc_array((entries, index), shape=(m, m))
 
 
 def _row(values: Array, i: int) -> Array:

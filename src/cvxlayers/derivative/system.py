@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.cones import Spectrum
+from cvxlayers.cones import AxisRotation, Spectrum
 from cvxlayers.derivative.dense import DenseSystem
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.sparse import SparseSystem
@@ -81,7 +81,10 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
     size = structure.n + int((spectrum.lam < 1.0).sum(axis=1).max(initial=0))
     filled = 2 * structure.A.nnz + geometry.P_full.nnz
     if not spectrum.is_identity:
-        filled += sum(g.rows.size * g.rows.shape[1] for g, _ in spectrum.blocks)
+        filled += sum(
+            g.rows.size * (3 if isinstance(U, AxisRotation) else g.rows.shape[1])
+            for g, U in spectrum.blocks
+        )
     is_dense = size <= DENSE_SIZE or (
         size <= DENSE_LIMIT and filled > DENSE_FILL * (structure.n + structure.m) ** 2
     )
