@@ -6,7 +6,7 @@ none, or only axes of length one, is shared by the batch and never expanded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,18 +75,17 @@ def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
         Naming the parameter, what was expected, what came and what to do.
     """
     if len(values) != len(specs):
-        names = ", ".join(spec.name for spec in specs)
         raise ParameterValueError(
-            f"Expected {len(specs)} parameter values ({names}), got {len(values)}. Pass one for "
-            "every entry of `parameters`, in that order."
+            f"Expected {len(specs)} parameter values ({', '.join(spec.name for spec in specs)}), "
+            f"got {len(values)}. Pass one for every entry of `parameters`, in that order."
         )
     leading = []
     for value, spec in zip(values, specs, strict=True):
         batch_axes = value.ndim - len(spec.shape)
         if batch_axes < 0 or value.shape[batch_axes:] != spec.shape:
             raise ParameterValueError(
-                f"Parameter {spec.name!r}: expected shape {spec.shape}, or (*batch, "
-                f"*{spec.shape}), got {value.shape}."
+                f"Parameter {spec.name!r}: expected shape {spec.shape} or "
+                f"({', '.join(['*batch', *map(str, spec.shape)])}), got {value.shape}."
             )
         leading.append(value.shape[:batch_axes])
         if not np.isfinite(value).all():
@@ -150,25 +149,16 @@ def _not_finite(value: Array, spec: ParameterSpec) -> str:
 
 def _check_attributes(value: Array, spec: ParameterSpec) -> None:
     """Raise unless a value has the properties that its cvxpy.Parameter promised."""
-    inner = len(spec.shape)
-    flat = value.reshape(*value.shape[: value.ndim - inner], -1)
-    for attribute, holds in (
-        ("nonneg", lambda: value >= 0),
-        ("nonpos", lambda: value <= 0),
-        ("pos", lambda: value > 0),
-        ("neg", lambda: value < 0),
-        ("bounds", lambda: _within(value, spec)),
-        ("diag", lambda: flat[..., spec.zeros] == 0),
-        ("sparsity", lambda: flat[..., spec.zeros] == 0),
-    ):
-        if attribute in spec.attributes and not holds().all():
-            worst = np.argwhere(~holds())[0]
-            index = tuple(int(k) for k in worst)
-            raise ParameterValueError(
-                f"Parameter {spec.name!r} was declared {attribute}, but the value's entry {index} "
-                f"is not (shape {value.shape}). Clamp or mask the value, or declare the "
-                "parameter without that attribute."
-            )
+    for attribute, holds in _ELEMENTWISE.items():
+        if attribute in spec.attributes:
+            broken = ~holds(value, spec)
+            if broken.any():
+                index = tuple(int(k) for k in np.argwhere(broken)[0])
+                raise ParameterValueError(
+                    f"Parameter {spec.name!r} was declared {attribute}, but entry {index} of the "
+                    f"value is {value[index]:.6g}. Clamp, round or mask the value, or declare the "
+                    "parameter without that attribute."
+                )
     for attribute, sign in (("symmetric", 0), ("PSD", 1), ("NSD", -1)):
         if attribute in spec.attributes:
             _check_symmetric(value, spec, attribute)
@@ -180,6 +170,26 @@ def _within(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
     assert spec.bounds is not None
     lower, upper = spec.bounds
     return (value >= lower) & (value <= upper)
+
+
+def _vanishes(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
+    assert spec.zeros is not None
+    pattern = np.ones(spec.size, dtype=bool)
+    pattern[spec.zeros] = False
+    return pattern.reshape(spec.shape) | (value == 0)
+
+
+_ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec], NDArray[np.bool_]]] = {
+    "nonneg": lambda value, _: value >= 0,
+    "nonpos": lambda value, _: value <= 0,
+    "pos": lambda value, _: value > 0,
+    "neg": lambda value, _: value < 0,
+    "integer": lambda value, _: value == np.round(value),
+    "boolean": lambda value, _: (value == 0) | (value == 1),
+    "bounds": _within,
+    "diag": _vanishes,
+    "sparsity": _vanishes,
+}
 
 
 def _check_symmetric(value: Array, spec: ParameterSpec, attribute: str) -> None:
@@ -201,7 +211,9 @@ def _check_definite(value: Array, spec: ParameterSpec, attribute: str) -> None:
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(value)[..., 0].min()
         raise ParameterValueError(
-            f"Parameter {spec.name!r} was declared {attribute}, but the value has an eigenvalue of "
-            f"the wrong sign ({lowest if attribute == 'PSD' else -lowest:.2g}). Pass L @ L.mT of "
-            "some factor L (negated for NSD)."
+            f"Parameter {spec.name!r} was declared {attribute}, but the value has the eigenvalue "
+            f"{lowest:.2g} < 0. Pass L @ L.mT of some factor L."
+            if attribute == "PSD"
+            else f"Parameter {spec.name!r} was declared NSD, but the value has the eigenvalue "
+            f"{-lowest:.2g} > 0. Pass -L @ L.mT of some factor L."
         ) from None

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 __all__ = ["for_each", "workers"]
 
 _lock = threading.Lock()
+_worker = threading.local()
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -57,7 +58,8 @@ def for_each(count: int, start_worker: Callable[[], Callable[[int], None]]) -> N
     """
     if count <= 0:
         return
-    threads = min(workers(), count)
+    # A worker that waited for others could wait for itself.
+    threads = 1 if getattr(_worker, "busy", False) else min(workers(), count)
     if threads == 1:
         body = start_worker()
         for i in range(count):
@@ -67,6 +69,7 @@ def for_each(count: int, start_worker: Callable[[], Callable[[int], None]]) -> N
     stop = threading.Event()
 
     def run() -> None:
+        _worker.busy = True
         try:
             body = start_worker()
             while not stop.is_set():
@@ -77,6 +80,8 @@ def for_each(count: int, start_worker: Callable[[], Callable[[int], None]]) -> N
         except BaseException:
             stop.set()
             raise
+        finally:
+            _worker.busy = False
 
     futures = [_executor().submit(run) for _ in range(threads)]
     try:

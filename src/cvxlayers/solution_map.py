@@ -27,7 +27,7 @@ from cvxlayers.program import (
     Wanted,
 )
 from cvxlayers.solvers import get_solver
-from cvxlayers.solvers.options import Options, resolve_options
+from cvxlayers.solvers.options import COMMON_OPTIONS, Options, resolve_options
 from cvxlayers.status import Status
 
 __all__ = ["FailurePolicy", "Point", "SolutionMap", "check_failure_policy"]
@@ -116,9 +116,11 @@ class SolutionMap:
         self.canonical = canonical
         self.geometry = Geometry(canonical.structure)
         self.solver = kind(canonical.structure)
-        self.solver_args = dict(solver_args or {})
+        self._options = resolve_options(kind, solver_args)
+        # What does not belong to this solver has been warned of once, and is left out from now on.
+        own = kind.options | set(COMMON_OPTIONS)
+        self.solver_args = {k: v for k, v in (solver_args or {}).items() if k in own}
         self.verbose = verbose
-        self._options = resolve_options(kind, self.solver_args)
 
     def solve(
         self,
@@ -298,12 +300,9 @@ def _failure(solver: str, statuses: NDArray[np.int64], batch_shape: tuple[int, .
         f"{_rows(indices)}{status.name}: {status.sentence}" for status, indices in groups.items()
     ]
     of = f"{len(failed)} of {len(statuses)} instances were" if batch_shape else "The problem was"
-    advice = (
-        " Pass on_failure='nan' to get NaN and zero gradients for such rows instead."
-        if batch_shape
-        else ""
-    )
-    return SolverError(f"{of} not solved by {solver}. {'; '.join(reasons)}.{advice}", by_index)
+    rest = "such rows" if batch_shape else "it"
+    advice = f"Pass on_failure='nan' to get NaN and zero gradients for {rest} instead."
+    return SolverError(f"{of} not solved by {solver}. {'; '.join(reasons)}. {advice}", by_index)
 
 
 def _rows(indices: list[tuple[int, ...]]) -> str:

@@ -27,10 +27,17 @@ class Status(IntEnum):
         1,
         "solved to a reduced accuracy only; rescale the data, or ask for a looser eps",
     )
-    PRIMAL_INFEASIBLE = 2, "infeasible: no point satisfies the constraints at these values"
+    PRIMAL_INFEASIBLE = (
+        2,
+        (
+            "infeasible: no point satisfies the constraints at these values; check them, or soften "
+            "the constraints with slack variables"
+        ),
+    )
     DUAL_INFEASIBLE = (
         3,
-        "unbounded: the objective improves without end at these values (or has no finite optimum)",
+        "unbounded: the objective improves without end at these values; bound the variables, or "
+        "check the sign of the objective",
     )
     MAX_ITERATIONS = 4, "stopped at the iteration limit; raise max_iters"
     TIME_LIMIT = 5, "stopped at the time limit"

@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from conformance.oracle import gradient, relative_error, solution, weights
 from conformance.problems import CASES, Case
-
 from cvxlayers.torch import CvxpyLayer
 
 # Judged at default settings; what the layer is measured to reach is far below.

@@ -21,7 +21,7 @@ DIMS = {
     "nonneg": ConeDims(nonneg=9),
     "soc": ConeDims(zero=1, soc=(4, 3, 1, 2)),
     # Long cones are factored in their own coordinates on the sparse route.
-    "long soc": ConeDims(nonneg=3, soc=(45, 4, 60, 45)),
+    "long soc": ConeDims(nonneg=3, soc=(110, 4, 130, 110)),
     "psd": ConeDims(psd=(3, 2)),
     "exp": ConeDims(exp=3),
     "pow": ConeDims(pow=(0.3, 0.5, 0.8)),
@@ -213,3 +213,40 @@ def test_polish_does_no_harm_where_newton_fails() -> None:
     point = polish(geometry, program, x, s - w, s)
     assert (point.residual <= before).all()
     assert np.isfinite(point.x).all() and np.isfinite(point.z).all()
+
+
+def test_a_variable_that_nothing_determines_does_not_disturb_the_others(route: str) -> None:
+    """min ½(x − c)² with a slack bound t of it, |x| <= t <= 10: t is free, x is c."""
+    c = 2.0
+    A = np.array([[1.0, -1.0], [-1.0, -1.0], [0.0, 1.0]])
+    program = program_of(
+        np.diag([1.0, 0.0]), np.array([-c, 0.0]), A, np.array([0.0, 0.0, 10.0]), ConeDims(nonneg=3)
+    )
+    derivative = solved(program)
+    gradient = derivative.vjp(np.array([[1.0, 0.0]]), None, everything(program))
+    np.testing.assert_allclose(-gradient.q[0], [1.0, 0.0], atol=1e-12)
+    assert not derivative.system.degenerate.any()
+    # A gradient for t itself has no derivative to go through: zero, and flagged.
+    gradient = derivative.vjp(np.array([[1.0, 1.0]]), None, everything(program))
+    np.testing.assert_allclose(-gradient.q[0], [1.0, 0.0], atol=1e-12)
+    assert derivative.system.degenerate.all()
+
+
+def test_polish_exchanges_constraints_although_the_residual_rises(route: str) -> None:
+    """Projection onto a box from a point whose active set is wrong in some entries."""
+    n = 40
+    rng = np.random.default_rng(11)
+    c = rng.uniform(-2, 2, n)
+    # Coupled, so that a wrong exchange in one entry moves the others.
+    F = rng.standard_normal((n, n)) / n
+    P = np.eye(n) + F @ F.T
+    A = np.vstack([np.eye(n), -np.eye(n)])
+    program = program_of(P, -P @ c, A, np.ones(2 * n), ConeDims(nonneg=2 * n))
+    exact = solved(program)
+    w = exact.s - exact.z
+    wrong = rng.choice(2 * n, 6, replace=False)
+    w[:, wrong] = -3e-4 * np.sign(w[:, wrong])
+    s = np.maximum(w, 0)
+    point = polish(exact.geometry, program, exact.x, s - w, s)
+    assert (point.residual <= 1e-13).all()
+    np.testing.assert_allclose(point.x, exact.x, atol=1e-12)

@@ -29,8 +29,8 @@ class ParameterSpec:
     Attributes
     ----------
     attributes : frozenset of str
-        CVXPY's attributes that a value must have: nonneg, nonpos, pos, neg, symmetric, PSD, NSD,
-        diag, sparsity, bounds.
+        CVXPY's attributes that a value must have: nonneg, nonpos, pos, neg, integer, boolean,
+        symmetric, PSD, NSD, diag, sparsity, bounds.
     zeros : ndarray of int, optional
         Flat (C order) positions that a ``diag`` or ``sparsity`` parameter has no entry at.
     bounds : pair of ndarray, optional
@@ -165,9 +165,9 @@ class CanonicalProblem:
         for spec, gradient, value in zip(self.outputs, gradients, outputs, strict=True):
             if gradient is None:
                 continue
-            flat = gradient.reshape(len(x), -1)
+            flat = gradient.reshape(len(x), spec.recovery.size)
             if spec.exponentiate:
-                flat = flat * value.reshape(len(x), -1)
+                flat = flat * value.reshape(flat.shape)
             if not spec.recovery.covers_all:
                 flat = flat[:, spec.recovery.rows]
             for source, pulled in spec.recovery.adjoint(flat, (x, z)).items():

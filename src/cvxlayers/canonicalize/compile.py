@@ -9,6 +9,7 @@ interleaving of vector cones, signs of duals) ends up in a few sparse matrices.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,15 +83,18 @@ def canonicalize(
     """
     check_leaves(problem, parameters, variables)
     check_problem(problem, gp)
-    chain = resolve_and_build_chain(
-        problem,
-        solver=_Canonicalizer(),
-        gp=gp,
-        enforce_dpp=True,
-        canon_backend=canon_backend,
-        solver_opts={"use_quad_obj": True},
-    )
-    cone_program, inverse_data = chain.apply(problem)
+    with warnings.catch_warnings():
+        # CVXPY warns about its own reading of leaves with a sparsity pattern.
+        warnings.filterwarnings("ignore", "Reading from a sparse CVXPY", RuntimeWarning)
+        chain = resolve_and_build_chain(
+            problem,
+            solver=_Canonicalizer(),
+            gp=gp,
+            enforce_dpp=True,
+            canon_backend=canon_backend,
+            solver_opts={"use_quad_obj": True},
+        )
+        cone_program, inverse_data = chain.apply(problem)
 
     n, m = cone_program.x.size, cone_program.constr_size
     parts, columns = parameter_parts(chain, cone_program, parameters)

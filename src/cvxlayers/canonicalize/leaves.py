@@ -21,8 +21,13 @@ from cvxlayers.errors import UnsupportedProblemError
 
 __all__ = ["check_leaves", "parameter_parts", "parameter_spec"]
 
+_HINTS = {
+    "parameters": "List the parameter itself and index its value outside the layer.",
+    "variables": "List the whole variable and index the layer's output instead; for the dual of a "
+    "constraint, list constraint.dual_variables[0].",
+}
 _SYMMETRIC = ("symmetric", "PSD", "NSD")
-_CHECKED = ("nonneg", "nonpos", "pos", "neg", "diag", *_SYMMETRIC)
+_CHECKED = ("nonneg", "nonpos", "pos", "neg", "integer", "boolean", "diag", *_SYMMETRIC)
 
 
 def check_leaves(
@@ -44,7 +49,7 @@ def check_leaves(
             if not isinstance(leaf, kind):
                 raise TypeError(
                     f"{name}[{position}]: expected a cvxpy.{kind.__name__}, got "
-                    f"{type(leaf).__name__}."
+                    f"{type(leaf).__name__}. {_HINTS[name]}"
                 )
     own = {p.id: p for p in problem.parameters()}
     seen: set[int] = set()

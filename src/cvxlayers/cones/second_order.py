@@ -11,7 +11,7 @@ from cvxlayers.cones.base import Array, rescale
 __all__ = ["AxisRotation", "SecondOrder"]
 
 # From this length on the eigenvectors are a reflection and not a matrix: q numbers, not q².
-LONG = 40
+LONG = 100
 
 
 class AxisRotation:

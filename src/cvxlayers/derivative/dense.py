@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from cvxlayers.cones import Spectrum
 from cvxlayers.derivative.geometry import Geometry
-from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram
 
 __all__ = ["DenseSystem"]
@@ -31,7 +30,15 @@ ACCEPTED = 1e-8
 
 
 class DenseSystem:
-    """K and its inverse for every instance, all of size n + (most coupled rows of any instance).
+    """K and its inverse for every instance, all of size n + k.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    program : ConeProgram
+    spectrum : Spectrum
+    k : int
+        Places for coupled rows, at least as many as any instance has; the rest is padding.
 
     Attributes
     ----------
@@ -39,19 +46,16 @@ class DenseSystem:
         Shape (B,): where K is singular, so that solutions are minimum-norm least squares.
     """
 
-    def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum):
+    def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum, k: int):
         n, m = geometry.structure.n, geometry.structure.m
         lam = spectrum.lam
         batch = len(lam)
         coupled = lam < 1.0
-        counts = coupled.sum(axis=1)
-        k = int(counts.max()) if batch and m else 0
-        # Coupled rows first, in order; the rest of the k places is padding.
         if k == m:
             self.index = None
-            used = coupled
-            lam_used = lam
+            used, lam_used = coupled, lam
         else:
+            # Coupled rows first, in order.
             self.index = np.argsort(~coupled, axis=1, kind="stable")[:, :k]
             used = np.take_along_axis(coupled, self.index, axis=1)
             lam_used = np.take_along_axis(lam, self.index, axis=1)
@@ -76,11 +80,16 @@ class DenseSystem:
                 M = np.where(used, lam_used / (1.0 - lam_used), 1.0)
             K[:, diagonal, diagonal] = -M
         self.K = K
-        self.scale = _equilibrate(K)
+        self.scale, empty = _equilibrate(K)
+        # A variable without curvature in no coupled row (the bound of an abs that does not bind,
+        # say) is not determined at all: the least-norm u is zero there.
+        self.empty = empty if empty.any() else None
+        if self.empty is not None:
+            K[empty[:, :, None] & np.eye(n + k, dtype=bool)] = 1.0
         scaled = K * self.scale[:, :, None] * self.scale[:, None, :]
         diagonal = np.arange(n + k)
         scaled[:, diagonal, diagonal] += np.where(diagonal < n, REGULARISATION, -REGULARISATION)
-        inverse = _inverse(scaled)
+        inverse = np.asarray(np.linalg.inv(scaled), dtype=np.float64)
         size = np.abs(inverse).max(axis=(1, 2)) if n + k else np.zeros(batch)
         inverse *= self.scale[:, :, None]
         inverse *= self.scale[:, None, :]
@@ -103,6 +112,9 @@ class DenseSystem:
         if r2 is not None and self.k:
             picked = r2 if self.index is None else np.take_along_axis(r2, self.index, axis=1)
             right[:, self.n :, 0] = np.where(self.used, picked, 0.0)
+        if self.empty is not None:
+            self.degenerate |= ((right[:, :, 0] != 0.0) & self.empty).any(axis=1)
+            right[self.empty] = 0.0
         y, solved = self._refined(right)
         self.degenerate |= ~solved
         for i in np.flatnonzero(self.degenerate):
@@ -125,18 +137,18 @@ class DenseSystem:
         bound = _height(weight * right)
         residual = right - self.K @ y
         error = _height(weight * residual)
+        pending = error > TARGET * bound
         for _ in range(REFINEMENTS):
-            if (error <= TARGET * bound).all():
+            if not pending.any():
                 break
             trial = y + self.inverse @ residual
             trial_residual = right - self.K @ trial
             trial_error = _height(weight * trial_residual)
-            better = trial_error < error
-            if not better.any():
-                break
+            better = pending & (trial_error < error)
             y = np.where(better[:, None, None], trial, y)
             residual = np.where(better[:, None, None], trial_residual, residual)
             error = np.where(better, trial_error, error)
+            pending = better & (error > TARGET * bound)
         return y, error <= ACCEPTED * bound
 
 
@@ -144,28 +156,19 @@ def _height(vectors: Array) -> Array:
     return np.abs(vectors).max(axis=(1, 2), initial=0.0)
 
 
-def _equilibrate(K: Array) -> Array:
-    """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001)."""
+def _equilibrate(K: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001), and
+    which rows are empty."""
     magnitude = np.abs(K)
-    scale = np.ones(K.shape[:2])
-    for _ in range(3):
-        largest = (magnitude * scale[:, None, :]).max(axis=2, initial=0.0) * scale
-        scale = scale / np.sqrt(np.where(largest > 0, largest, 1.0))
-    return scale
-
-
-def _inverse(matrices: Array) -> Array:
-    batch, size = matrices.shape[:2]
-    # Below this, one LAPACK call for the whole batch ends before threads would have started.
-    if batch == 1 or batch * size**3 < 5e6:
-        return np.asarray(np.linalg.inv(matrices), dtype=np.float64)
-    inverse = np.empty_like(matrices)
-
-    def body(i: int) -> None:
-        inverse[i] = np.linalg.inv(matrices[i])
-
-    for_each(batch, lambda: body)
-    return inverse
+    largest = magnitude.max(axis=2, initial=0.0)
+    empty = largest == 0.0
+    scale = 1.0 / np.sqrt(np.where(empty, 1.0, largest))
+    for _ in range(2):
+        np.abs(K, out=magnitude)
+        magnitude *= scale[:, None, :]
+        largest = magnitude.max(axis=2, initial=0.0) * scale
+        scale /= np.sqrt(np.where(empty, 1.0, largest))
+    return scale, empty
 
 
 def _least_squares(K: Array, right: Array) -> Array:

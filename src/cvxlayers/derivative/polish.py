@@ -10,6 +10,7 @@ r₁ = −F₁, r₂ = −F₂ it yields dx and dz, and dw = ds − dz = r₂ �
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,16 @@ __all__ = ["Polished", "polish", "residual"]
 
 Array = NDArray[np.float64]
 
+# A residual at this level is rounding.
 TARGET = 1e-15
-# Steps with one factor, and how many factors: the first takes an interior-point solution to
-# machine precision; a first-order solver's answer may need the active set found anew.
+# Above this one another factor is worth its cost.
+SMALL = 1e-13
+# Steps with one factor, and how many factors. The first takes an interior-point solution to machine
+# precision, unless its active set is wrong in places; Newton's method then first makes the residual
+# worse while it exchanges constraints, so that the best point is kept apart from the current one.
 STEPS = 4
-FACTORS = 4
+FACTORS = 10
+PATIENCE = 3
 
 
 @dataclass(eq=False)
@@ -73,40 +79,76 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): the solver's answers, all finite.
     """
-    cone = geometry.cone
     w = s - z
-    s = cone.project(w, near=s)
-    z = s - w
-    F1, F2, error = residual(geometry, program, x, z, s)
-    system: System | None = None
-    for round_ in range(FACTORS):
-        pending = error > 1e-13 if round_ else np.ones(len(x), dtype=bool)
-        if round_ and not pending.any():
+    s = geometry.cone.project(w, near=s)
+    best = _State(x, w, s, *residual(geometry, program, x, s - w, s))
+    system = factor(geometry, program, w, s)
+    current, improved = _advance(geometry, program, best, best, system)
+    # Each instance goes on for as long as new factors help it, whatever becomes of the others.
+    rows, patience = np.arange(len(x)), np.full(len(x), PATIENCE)
+    for _ in range(1, FACTORS):
+        patience = np.where(improved, PATIENCE, patience - 1)
+        going = (best.error[rows] > SMALL) & (patience > 0) & np.isfinite(current.error)
+        if not going.any():
             break
-        before = error.copy()
-        system = factor(geometry, program, w, s)
-        for _ in range(STEPS):
-            dx, dz = system.newton(-F1, -F2)
-            dw = -F2 - geometry.apply_A(program.A, dx) - dz
-            x_new, w_new = x + dx, w + dw
-            s_new = cone.project(w_new, near=s)
-            z_new = s_new - w_new
-            F1_new, F2_new, error_new = residual(geometry, program, x_new, z_new, s_new)
-            better = error_new < error
-            if not better.any():
-                break
-            pick = better[:, None]
-            x, w = np.where(pick, x_new, x), np.where(pick, w_new, w)
-            s, z = np.where(pick, s_new, s), np.where(pick, z_new, z)
-            F1, F2 = np.where(pick, F1_new, F1), np.where(pick, F2_new, F2)
-            falling = better & (error_new < 0.1 * error)
-            error = np.where(better, error_new, error)
-            if not (falling & (error > TARGET)).any():
-                break
-        if not (error < 0.5 * before).any():
+        rows, patience, current = rows[going], patience[going], current.take(going)
+        part = program if len(rows) == len(x) else program.take(rows)
+        top = best.take(rows)
+        anew = factor(geometry, part, current.w, current.s)
+        current, improved = _advance(geometry, part, current, top, anew)
+        best.put(rows, top)
+    z = best.s - best.w
+    is_current = system.is_at(best.w)
+    return Polished(best.x, z, best.s, best.error, system if is_current else None)
+
+
+@dataclass(eq=False)
+class _State:
+    x: Array
+    w: Array
+    s: Array
+    F1: Array
+    F2: Array
+    error: Array
+
+    def take(self, rows: NDArray[Any]) -> _State:
+        return _State(**{name: value[rows] for name, value in vars(self).items()})
+
+    def put(self, rows: NDArray[Any], part: _State) -> None:
+        for name, value in vars(part).items():
+            getattr(self, name)[rows] = value
+
+    def copy(self) -> _State:
+        return _State(**{name: value.copy() for name, value in vars(self).items()})
+
+
+def _advance(
+    geometry: Geometry, program: ConeProgram, current: _State, best: _State, system: System
+) -> tuple[_State, NDArray[np.bool_]]:
+    """Newton steps with one factor, and which instances they brought a clearly better best point.
+
+    The first step is taken whatever it does to the residual; the others for as long as it falls
+    tenfold. `best` is changed in place, `current` is not.
+    """
+    before = best.error.copy()
+    current = current.copy()
+    pending = np.ones(len(current.x), dtype=bool)
+    for step in range(STEPS):
+        dx, dz = system.newton(-current.F1, -current.F2)
+        x = current.x + dx
+        w = current.w - current.F2 - geometry.apply_A(program.A, dx) - dz
+        s = geometry.cone.project(w, near=current.s)
+        F1, F2, error = residual(geometry, program, x, s - w, s)
+        new = _State(x, w, s, F1, F2, error)
+        falling = error < current.error
+        taken = pending & (falling | (step == 0)) & np.isfinite(error)
+        pending = taken & (error < 0.1 * current.error) & (error > TARGET)
+        better = taken & (error < best.error)
+        current.put(taken, new.take(taken))
+        best.put(better, new.take(better))
+        if not pending.any():
             break
-    still_valid = system is not None and system.is_at(w)
-    return Polished(x, z, s, error, system if still_valid else None)
+    return current, best.error < 0.5 * before
 
 
 def _norm(vectors: Array) -> Array:

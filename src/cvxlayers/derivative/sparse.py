@@ -109,6 +109,12 @@ class _Factor:
         else:
             blocks = [[P, A.T], [A, minus_M]]
         self.K = sp.block_array(blocks, format="csc")
+        self.K.eliminate_zeros()
+        # A variable without curvature in no coupled row (the bound of an abs that does not bind,
+        # say) is not determined at all: the least-norm u is zero there.
+        self.empty = np.diff(self.K.indptr) == 0
+        if self.empty.any():
+            self.K = sp.csc_array(self.K + sp.diags_array(self.empty.astype(np.float64)))
         self.size = self.K.shape[0]
         self.scale = _equilibrate(self.K)
         scaled = self.K.copy()
@@ -128,6 +134,9 @@ class _Factor:
 
     def solve(self, right: Array) -> tuple[Array, bool]:
         """The solution, and whether it is the only one."""
+        if right[self.empty].any():
+            self.is_regular = False
+            right = np.where(self.empty, 0.0, right)
         y, solved = self._solve(right)
         if solved and self.is_regular:
             return y, True

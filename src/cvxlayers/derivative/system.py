@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from cvxlayers.cones import AxisRotation, Spectrum
 from cvxlayers.derivative.dense import DenseSystem
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.sparse import SparseSystem
+from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram
 
 __all__ = ["System", "factor"]
@@ -16,11 +19,21 @@ __all__ = ["System", "factor"]
 Array = NDArray[np.float64]
 
 # Dense pays off while K is small or full; measured on the problems of benchmarks/.
-DENSE_SIZE = 60
+DENSE_SIZE = 200
 DENSE_LIMIT = 1500
 DENSE_FILL = 0.15
-# Bound on the memory of one chunk of dense systems, in numbers.
-CHUNK = 8_000_000
+# Up to this size all instances are padded to the same one: one call costs less than sorting them.
+PADDED_SIZE = 60
+# Numbers in one chunk of dense systems: its temporaries should fit in the cache.
+CHUNK = 500_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """The factored system of some instances; `rows` is None where they are the whole batch."""
+
+    rows: NDArray[np.intp] | None
+    factor: DenseSystem | SparseSystem
 
 
 class System:
@@ -30,18 +43,20 @@ class System:
     ----------
     spectrum : Spectrum
         λ and U at w.
-    degenerate : ndarray of bool
-        Shape (B,).
+    pieces : list
+        Instances that are factored together.
     """
 
-    def __init__(
-        self, geometry: Geometry, spectrum: Spectrum, pieces: list[DenseSystem | SparseSystem]
-    ):
+    def __init__(self, geometry: Geometry, spectrum: Spectrum, pieces: list[_Piece]):
         self.geometry, self.spectrum, self.pieces = geometry, spectrum, pieces
 
     @property
     def degenerate(self) -> NDArray[np.bool_]:
-        return np.concatenate([piece.degenerate for piece in self.pieces])
+        """Shape (B,): where K is singular, so that solutions are least squares."""
+        flags = np.zeros(len(self.spectrum.lam), dtype=bool)
+        for piece in self.pieces:
+            flags[slice(None) if piece.rows is None else piece.rows] = piece.factor.degenerate
+        return flags
 
     def is_at(self, w: Array) -> bool:
         """Whether the system is the one at w, too: it depends on the signs alone as long as no
@@ -52,17 +67,17 @@ class System:
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
         """(u, v̄) of the reduced system, v̄ in the rotated rows."""
-        if len(self.pieces) == 1:
-            return self.pieces[0].solve(r1, r2)
-        u, v = [], []
-        start = 0
-        for piece in self.pieces:
-            rows = slice(start, start + len(piece.degenerate))
-            solved = piece.solve(r1[rows], None if r2 is None else r2[rows])
-            u.append(solved[0])
-            v.append(solved[1])
-            start = rows.stop
-        return np.concatenate(u), np.concatenate(v)
+        if len(self.pieces) == 1 and self.pieces[0].rows is None:
+            return self.pieces[0].factor.solve(r1, r2)
+        u, v = np.empty_like(r1), np.empty_like(self.spectrum.lam)
+
+        def solve(j: int) -> None:
+            rows = self.pieces[j].rows
+            right = None if r2 is None else r2[rows]
+            u[rows], v[rows] = self.pieces[j].factor.solve(r1[rows], right)
+
+        for_each(len(self.pieces), lambda: solve)
+        return u, v
 
     def newton(self, r1: Array, r2: Array) -> tuple[Array, Array]:
         """(dx, dz) with P dx + Aᵀdz = r₁ and A dx + ds = r₂, (ds, dz) tangent to the cones'
@@ -76,34 +91,50 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
     spectrum = geometry.cone.spectrum(w, near=s)
     # An eigenvalue within rounding of one couples a row no more than one that is exactly one.
     spectrum.lam[spectrum.lam > 1.0 - 1e-13] = 1.0
-    structure = geometry.structure
+    n, m = geometry.structure.n, geometry.structure.m
+    fill = _fill(geometry, spectrum)
+
+    # Instances are factored together with others of about the same number of coupled rows, rounded
+    # up by a rule that looks at one instance alone: rounding errors, too, must not depend on the
+    # neighbours.
     batch = len(w)
-    size = structure.n + int((spectrum.lam < 1.0).sum(axis=1).max(initial=0))
-    filled = 2 * structure.A.nnz + geometry.P_full.nnz
-    if not spectrum.is_identity:
-        filled += sum(
-            g.rows.size * (3 if isinstance(U, AxisRotation) else g.rows.shape[1])
-            for g, U in spectrum.blocks
-        )
-    is_dense = size <= DENSE_SIZE or (
-        size <= DENSE_LIMIT and filled > DENSE_FILL * (structure.n + structure.m) ** 2
-    )
-    if not is_dense:
-        return System(geometry, spectrum, [SparseSystem(geometry, program, spectrum)])
-    largest = max(1, CHUNK // max(1, size * (size + structure.m)))
-    pieces: list[DenseSystem | SparseSystem] = []
-    for start in range(0, batch, largest):
-        rows = slice(start, min(start + largest, batch))
-        whole = rows.stop - rows.start == batch
-        pieces.append(
-            DenseSystem(
-                geometry,
-                program if whole else program.take(rows),
-                spectrum if whole else _take(spectrum, rows),
-            )
-        )
+    if n + m <= min(PADDED_SIZE, DENSE_SIZE):
+        groups = {m: np.arange(batch)} if batch else {}
+    else:
+        step = max(8, -(-m // 8))
+        sizes = np.minimum(m, -(-(spectrum.lam < 1.0).sum(axis=1) // step) * step)
+        groups = {int(k): np.flatnonzero(sizes == k) for k in np.unique(sizes)}
+
+    plan: list[tuple[NDArray[np.intp], int, bool]] = []
+    for k, members in groups.items():
+        size = n + k
+        dense = size <= DENSE_SIZE or (size <= DENSE_LIMIT and fill > DENSE_FILL * (n + m) ** 2)
+        chunk = max(1, CHUNK // max(1, size * (size + m))) if dense else batch
+        for start in range(0, len(members), chunk):
+            plan.append((members[start : start + chunk], k, dense))
+
+    pieces: list[_Piece] = [None] * len(plan)  # type: ignore[list-item]
+
+    def make(j: int) -> None:
+        rows, k, dense = plan[j]
+        whole = len(rows) == batch
+        part = program if whole else program.take(rows)
+        of = spectrum if whole else _take(spectrum, rows)
+        made = DenseSystem(geometry, part, of, k) if dense else SparseSystem(geometry, part, of)
+        pieces[j] = _Piece(None if whole else rows, made)
+
+    for_each(len(plan), lambda: make)
     return System(geometry, spectrum, pieces)
 
 
-def _take(spectrum: Spectrum, rows: slice) -> Spectrum:
+def _fill(geometry: Geometry, spectrum: Spectrum) -> int:
+    """Stored entries of K, roughly."""
+    blocks = sum(
+        g.rows.size * (3 if isinstance(U, AxisRotation) else g.rows.shape[1])
+        for g, U in spectrum.blocks
+    )
+    return int(2 * geometry.structure.A.nnz + geometry.P_full.nnz + blocks)
+
+
+def _take(spectrum: Spectrum, rows: NDArray[np.intp]) -> Spectrum:
     return Spectrum(spectrum.lam[rows], tuple((group, U[rows]) for group, U in spectrum.blocks))

@@ -149,7 +149,7 @@ def _settings(options: Mapping[str, Any], verbose: bool) -> Any:
     for name, value in options.items():
         try:
             setattr(settings, name, value)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             message = f"solver_args[{name!r}]: Clarabel does not take {value!r} here ({error})"
             raise ValueError(message) from error
     return settings

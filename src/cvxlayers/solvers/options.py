@@ -95,7 +95,8 @@ def resolve_options(solver: type[Solver], *layers: Mapping[str, Any] | None) -> 
         merged |= solver.common_options(**common)
         merged |= native
     if foreign:
-        warnings.warn(_foreign_message(solver, foreign), UserWarning, stacklevel=2)
+        # The caller's caller is a layer's constructor or call, whose caller is the user.
+        warnings.warn(_foreign_message(solver, foreign), UserWarning, stacklevel=4)
     return Options(merged, flags.get("polish"), flags.get("verbose"))
 
 

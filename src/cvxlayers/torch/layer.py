@@ -10,7 +10,7 @@ import cvxpy as cp
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from cvxlayers.calling import Bound, bind
 from cvxlayers.canonicalize import canonicalize
@@ -205,28 +205,51 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *params: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        tensors, ctx.point, values = call.run(differentiable=True)
+        # `values`: the float64 outputs, before they were rounded to their dtype.
+        tensors, ctx.point, ctx.values = call.run(differentiable=True)
         ctx.call = call
-        # The float64 values: what the outputs were before they were rounded to their dtype.
-        ctx.values = values
         ctx.set_materialize_grads(False)
-        ctx.inputs = [(p.dtype, p.device) for p in params]
+        ctx.save_for_backward(*params)
+        ctx.kinds = [(p.dtype, p.device) for p in params]
         return tensors
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        bound = ctx.call.bound
-        upstream = [None if g is None else _to_numpy(g) for g in gradients]
-        pulled = ctx.call.solution_map.vjp(ctx.point, upstream, ctx.values)
-        return None, *(
-            torch.from_numpy(np.ascontiguousarray(g)).to(dtype=dtype, device=device)
-            if needed
-            else None
-            for g, (dtype, device), needed in zip(
-                bound.unbind(pulled), ctx.inputs, ctx.needs_input_grad[1:], strict=True
-            )
+        wanted = ctx.needs_input_grad[1:]
+        if all(gradient is None for gradient in gradients):
+            return (None,) * (1 + len(wanted))
+        if torch.is_grad_enabled():
+            # With create_graph=True a gradient has to depend on the inputs: what is differentiated
+            # again must not come out as a constant.
+            pulled = _Pullback.apply(ctx, *ctx.saved_tensors, *gradients)
+        else:
+            pulled = _pull(ctx, gradients)
+        return None, *(g if w else None for g, w in zip(pulled, wanted, strict=True))
+
+
+class _Pullback(torch.autograd.Function):
+    """The vector-Jacobian product as a function of the parameters and the upstream gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, solve: Any, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return _pull(solve, tensors[len(solve.kinds) :])
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor | None) -> tuple[None, ...]:
+        raise NotImplementedError(
+            "CvxpyLayer has no second derivatives in this version. Detach the gradient before "
+            "differentiating what is computed from it."
         )
+
+
+def _pull(solve: Any, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+    """The vector-Jacobian product at the point of a `_Solve`."""
+    upstream = [None if g is None else _to_numpy(g) for g in gradients]
+    pulled = solve.call.solution_map.vjp(solve.point, upstream, solve.values)
+    return tuple(
+        torch.from_numpy(np.ascontiguousarray(g)).to(dtype=dtype, device=device)
+        for g, (dtype, device) in zip(solve.call.bound.unbind(pulled), solve.kinds, strict=True)
+    )
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:
@@ -234,25 +257,52 @@ def _to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def _check_tensors(params: Sequence[Any], names: Sequence[str]) -> None:
-    device: torch.device | None = None
-    for k, param in enumerate(params):
-        name = names[k] if k < len(names) else f"number {k}"
-        if not isinstance(param, torch.Tensor):
-            raise ParameterTypeError(
-                f"Parameter {name!r}: expected a torch.Tensor, got {type(param).__name__}. Convert "
-                "it with torch.as_tensor."
-            )
-        if not param.dtype.is_floating_point:
-            raise ParameterTypeError(
-                f"Parameter {name!r}: expected a floating-point tensor, got {param.dtype}. Convert "
-                "it with .to(torch.get_default_dtype())."
-            )
-        if device is not None and param.device != device:
+    if len(params) != len(names):
+        raise ParameterValueError(
+            f"Expected {len(names)} parameter values ({', '.join(names)}), got {len(params)}. "
+            "Pass one for every entry of `parameters`, in that order; options such as solver_args "
+            "go by keyword."
+        )
+    for param, name in zip(params, names, strict=True):
+        problem = _problem_of(param)
+        if problem is not None:
+            raise ParameterTypeError(f"Parameter {name!r}: {problem}")
+        if param.device != params[0].device:
             raise ParameterValueError(
-                f"Parameter {name!r} is on {param.device}, but {names[0]!r} is on {device}. Move "
-                "all to one device with .to(...)."
+                f"Parameter {name!r} is on {param.device}, but {names[0]!r} is on "
+                f"{params[0].device}. Move all to one device with .to(...)."
             )
-        device = param.device
+        if param.device.type == "meta":
+            raise ParameterTypeError(
+                f"Parameter {name!r}: expected a tensor with values, got one on the meta device, "
+                "which holds none."
+            )
+        if forward_ad.unpack_dual(param).tangent is not None or _is_transformed(param):
+            raise NotImplementedError(
+                f"Parameter {name!r} is traced by forward-mode differentiation or a torch.func "
+                "transform, which CvxpyLayer does not support in this version. Use .backward() or "
+                "torch.autograd.grad, and a batch axis in place of vmap."
+            )
+
+
+def _problem_of(param: Any) -> str | None:
+    """What is wrong with the kind of a value, in words."""
+    if not isinstance(param, torch.Tensor):
+        return (
+            f"expected a torch.Tensor, got {type(param).__name__}. Convert it with torch.as_tensor."
+        )
+    if not param.dtype.is_floating_point:
+        return (
+            f"expected a floating-point tensor, got {param.dtype}. Convert it with "
+            ".to(torch.get_default_dtype())."
+        )
+    if param.layout != torch.strided:
+        return f"expected a dense tensor, got layout {param.layout}. Convert it with .to_dense()."
+    return None
+
+
+def _is_transformed(tensor: torch.Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _output_type(params: Sequence[torch.Tensor]) -> tuple[torch.dtype, torch.device]:

@@ -1,0 +1,225 @@
+"""What a caller may pass, and what is said when it is something else."""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from conformance.problems.case import positive_definite
+from layer_checks import (
+    agree,
+    draw,
+    nonneg_least_squares,
+    projection,
+    projection_formula,
+    run,
+    same_bits,
+    says,
+    tensor,
+)
+
+from cvxlayers import CvxlayersError, ParameterTypeError, ParameterValueError
+from cvxlayers.torch import CvxpyLayer
+
+
+@pytest.fixture(scope="module")
+def layer() -> CvxpyLayer:
+    """Takes A (3, 2) and b (3,)."""
+    return CvxpyLayer(*nonneg_least_squares())
+
+
+@pytest.fixture(scope="module")
+def projecting() -> CvxpyLayer:
+    """Takes t (4,), A (2, 4) and b (2,)."""
+    return CvxpyLayer(*projection())
+
+
+A, B = torch.as_tensor(draw(3, 2)), torch.as_tensor(draw(3))
+
+
+# --- Count, shape, batch axes.
+
+
+@pytest.mark.parametrize("values", [(), (A,), (A, B, B)], ids=["none", "one", "three"])
+def test_wrong_count(layer: CvxpyLayer, values: tuple[torch.Tensor, ...]) -> None:
+    with pytest.raises(CvxlayersError, match=says("Expected 2", "A, b", f"got {len(values)}")):
+        layer(*values)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ((A.T, B), ("'A'", "(3, 2)", "(2, 3)")),
+        ((A, B[:2]), ("'b'", "(3,)", "(2,)")),
+        ((A[0], B), ("'A'", "(3, 2)", "(2,)")),
+        ((A, B[0]), ("'b'", "(3,)", "()")),
+        ((A, B[:, None]), ("'b'", "(3,)", "(3, 1)")),
+    ],
+    ids=["transposed", "short", "row", "scalar", "column"],
+)
+def test_wrong_shape_names_the_parameter_and_both_shapes(
+    layer: CvxpyLayer, values: tuple[torch.Tensor, ...], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(ParameterValueError, match=says(*parts)):
+        layer(*values)
+
+
+def test_batch_sizes_that_do_not_broadcast(layer: CvxpyLayer) -> None:
+    with pytest.raises(ParameterValueError, match=says("'A' has (4,)", "'b' has (5,)")):
+        layer(A.expand(4, 3, 2), B.expand(5, 3))
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        ((5, 1), (7,), ()),
+        ((7,), (5, 1), (5, 7)),
+        ((1, 1), (1,), (2, 3)),
+        ((2, 1, 3), (4, 1), (1,)),
+        ((1, 1), (), (1,)),
+        ((3, 2), (3, 2), (1, 2)),
+    ],
+    ids=str,
+)
+def test_batch_axes_broadcast_as_in_numpy(
+    projecting: CvxpyLayer, batches: tuple[tuple[int, ...], ...]
+) -> None:
+    """Outputs against the closed form; gradients sum over broadcast axes."""
+    values = [
+        draw(*batch, *shape) for batch, shape in zip(batches, ((4,), (2, 4), (2,)), strict=True)
+    ]
+    agree(projecting, projection_formula, values)
+    (x,) = projecting(*map(torch.as_tensor, values))
+    assert x.shape == (*np.broadcast_shapes(*batches), 4)
+
+
+def test_gradients_of_broadcast_axes_are_those_of_an_explicit_expansion(
+    projecting: CvxpyLayer,
+) -> None:
+    values = [draw(5, 1, 4), draw(7, 2, 4), draw(2)]
+
+    def expanded(t: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return projecting(t.expand(5, 7, 4), A.expand(5, 7, 2, 4), b.expand(5, 7, 2))
+
+    outputs, gradients = run(projecting, values)
+    true_outputs, true_gradients = run(expanded, values)
+    assert outputs[0].shape == (5, 7, 4) and same_bits(outputs, true_outputs)
+    for found, true in zip(gradients, true_gradients, strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [(0,), (0, 3), (3, 0)])
+def test_an_empty_batch(layer: CvxpyLayer, batch: tuple[int, ...]) -> None:
+    """As the last batch of a data set that was filtered: empty outputs, zero gradients."""
+    A_t, b_t = tensor(A), tensor(np.zeros((*batch, 3)))
+    (x,) = layer(A_t, b_t)
+    assert x.shape == (*batch, 2)
+    x.sum().backward()
+    assert torch.equal(A_t.grad, torch.zeros_like(A)) and b_t.grad.shape == (*batch, 3)
+    with torch.no_grad():
+        assert layer(A_t, b_t)[0].shape == (*batch, 2)
+
+
+@pytest.mark.parametrize("attribute", ["pos", "diag", "PSD"])
+def test_an_empty_batch_of_a_parameter_with_an_attribute(attribute: str) -> None:
+    p, x = cp.Parameter((2, 2), **{attribute: True}), cp.Variable((2, 2))
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - p))), [p], [x])
+    value = tensor(np.zeros((0, 2, 2)))
+    (x_t,) = layer(value)
+    x_t.sum().backward()
+    assert x_t.shape == value.grad.shape == (0, 2, 2)
+
+
+# --- Type, dtype, device.
+
+
+@pytest.mark.parametrize("value", [A.numpy(), 1.0, [1.0, 2.0], None, "A"], ids=type)
+def test_a_value_that_is_no_tensor(layer: CvxpyLayer, value: object) -> None:
+    with pytest.raises(ParameterTypeError, match=says("'A'", "torch.Tensor", type(value).__name__)):
+        layer(value, B)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex128])
+def test_a_dtype_that_is_not_floating_point(layer: CvxpyLayer, dtype: torch.dtype) -> None:
+    with pytest.raises(ParameterTypeError, match=says("'b'", "floating-point", str(dtype))):
+        layer(A, torch.ones(3, dtype=dtype))
+
+
+def test_values_on_different_devices(layer: CvxpyLayer) -> None:
+    with pytest.raises(ParameterValueError, match=says("'b' is on meta", "'A' is on cpu")):
+        layer(A, B.to("meta"))
+
+
+def test_keyword_arguments_of_a_call_are_keyword_only(layer: CvxpyLayer) -> None:
+    with pytest.raises(ParameterValueError, match=says("Expected 2", "got 3", "keyword")):
+        layer(A, B, {"eps": 1e-8})
+
+
+# --- Content.
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(layer: CvxpyLayer, bad: float) -> None:
+    b = torch.zeros(4, 3)
+    b[2, 1] = b[3, 0] = bad
+    with pytest.raises(ParameterValueError, match=says("'b'", "2 NaN or infinite", "(2, 1)")):
+        layer(A, b)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "value", "parts"),
+    [
+        ({"nonneg": True}, [1.0, -0.5], ("nonneg", "(1,)")),
+        ({"nonpos": True}, [-1.0, 0.5], ("nonpos", "(1,)")),
+        ({"pos": True}, [0.0, 1.0], ("pos", "(0,)")),
+        ({"neg": True}, [-1.0, 0.0], ("neg", "(1,)")),
+        ({"bounds": [0.0, 1.0]}, [0.5, 1.5], ("bounds", "(1,)")),
+        ({"symmetric": True}, [[1.0, 2.0], [3.0, 1.0]], ("symmetric",)),
+        ({"PSD": True}, [[1.0, 2.0], [3.0, 9.0]], ("PSD",)),
+        ({"PSD": True}, [[1.0, 2.0], [2.0, 1.0]], ("PSD", "eigenvalue", "-1")),
+        ({"NSD": True}, [[-1.0, 2.0], [2.0, -1.0]], ("NSD", "eigenvalue", "1")),
+        ({"diag": True}, [[1.0, 0.0], [0.5, 1.0]], ("diag", "(1, 0)")),
+        ({"sparsity": [(0, 1), (0, 1)]}, [[1.0, 0.5], [0.0, 1.0]], ("sparsity", "(0, 1)")),
+    ],
+    ids=["nonneg", "nonpos", "pos", "neg", "bounds", "symmetric", "PSD-symmetric", "PSD", "NSD",
+         "diag", "sparsity"],
+)  # fmt: skip
+@pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
+@pytest.mark.filterwarnings("ignore:Reading from a sparse CVXPY expression")
+def test_a_value_without_the_attribute_that_was_declared(
+    attributes: dict, value: list, parts: tuple[str, ...], batch: bool
+) -> None:
+    value_t = torch.tensor(value, dtype=torch.float64)
+    p = cp.Parameter(value_t.shape, name="p", **attributes)
+    x = cp.Variable(value_t.shape)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - p))), [p], [x])
+    if batch:
+        # The first instance is as declared: a definite matrix, or the entries repaired.
+        fine = {"neg": -1.0, "nonpos": -1.0, "NSD": -1.0}.get(next(iter(attributes)), 1.0)
+        good = fine * torch.eye(2) if value_t.ndim == 2 else torch.full((2,), fine)
+        value_t = torch.stack([good.double(), value_t])
+        parts = tuple(part.replace("(", "(1, ").replace(",)", ")") for part in parts)
+    with pytest.raises(ParameterValueError, match=says("'p'", *parts)):
+        layer(value_t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_does_not_break_a_declared_attribute(dtype: torch.dtype) -> None:
+    """A Gram matrix is symmetric and semidefinite up to rounding only; a rank-one one, too."""
+    S, x = cp.Parameter((5, 5), PSD=True), cp.Variable(5)
+    problem = cp.Problem(cp.Minimize(cp.quad_form(x, S) + cp.sum_squares(x - 1)))
+    layer = CvxpyLayer(problem, [S], [x])
+    for rank in (1, 5):
+        factor = torch.as_tensor(draw(20, 5, rank)).to(dtype)
+        (x_t,) = layer(factor @ factor.mT)
+        assert x_t.isfinite().all()
+
+
+def test_a_slightly_asymmetric_value_counts_as_its_symmetric_part() -> None:
+    S, x = cp.Parameter((3, 3), symmetric=True), cp.Variable((3, 3))
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - S))), [S], [x])
+    value = positive_definite(np.random.default_rng(0), 3)
+    value[0, 1] += 1e-7
+    (found,) = layer(torch.as_tensor(value))
+    np.testing.assert_allclose(found, (value + value.T) / 2, rtol=0, atol=1e-9)
