@@ -18,6 +18,7 @@ import cvxpy.settings as cvxpy_settings
 import numpy as np
 import scipy.sparse as sp
 from cvxpy.constraints import PowConeND
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing
 from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
 from cvxpy.reductions.solvers.solving_chain import resolve_and_build_chain
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from cvxlayers.canonicalize.canonical import CanonicalProblem
 from cvxlayers.canonicalize.dpp import check_problem
 from cvxlayers.canonicalize.leaves import check_leaves, parameter_parts, parameter_spec
 from cvxlayers.canonicalize.recovery import outputs
+from cvxlayers.canonicalize.stuffing import SparseStuffing
 from cvxlayers.errors import UnsupportedProblemError
 from cvxlayers.program import ConeDims, Pattern, ProblemStructure
 
@@ -94,6 +96,10 @@ def canonicalize(
             canon_backend=canon_backend,
             solver_opts={"use_quad_obj": True},
         )
+        chain.reductions = [
+            SparseStuffing(r.quad_obj, r.canon_backend) if type(r) is ConeMatrixStuffing else r
+            for r in chain.reductions
+        ]
         cone_program, inverse_data = chain.apply(problem)
 
     n, m = cone_program.x.size, cone_program.constr_size
