@@ -6,6 +6,7 @@ none, or only axes of length one, is shared by the batch and never expanded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ SYMMETRY = 1e-5
 DEFINITENESS = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Bound:
     """Parameter values, checked and flattened.
 
@@ -34,22 +35,21 @@ class Bound:
         Shape (B, size), or (1, size) where shared.
     batch_shape : tuple of int
         The broadcast leading axes; B is their product.
-    leading : tuple of tuple of int
+    leading : sequence of tuple of int
         Leading axes of every value as it was given.
-    shapes : tuple of tuple of int
-        Shapes of the parameters.
+    specs : sequence of ParameterSpec
     """
 
     theta: list[Array]
     batch_shape: tuple[int, ...]
-    leading: tuple[tuple[int, ...], ...]
-    shapes: tuple[tuple[int, ...], ...]
+    leading: Sequence[tuple[int, ...]]
+    specs: Sequence[ParameterSpec]
 
     def unbind(self, gradients: Sequence[Array]) -> list[Array]:
         """Gradients of theta's shapes, summed over broadcast axes to the caller's shapes."""
         return [
-            _sum_to(gradient, lead, shape, self.batch_shape)
-            for gradient, lead, shape in zip(gradients, self.leading, self.shapes, strict=True)
+            _sum_to(gradient, lead, spec.shape, self.batch_shape)
+            for gradient, lead, spec in zip(gradients, self.leading, self.specs, strict=True)
         ]
 
     def bind_tangents(self, tangents: Sequence[Array]) -> list[Array]:
@@ -81,11 +81,12 @@ def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
         )
     leading = []
     for value, spec in zip(values, specs, strict=True):
-        batch_axes = value.ndim - len(spec.shape)
-        if batch_axes < 0 or value.shape[batch_axes:] != spec.shape:
+        shape = spec.shape
+        batch_axes = value.ndim - len(shape)
+        if batch_axes < 0 or value.shape[batch_axes:] != shape:
             raise ParameterValueError(
-                f"Parameter {spec.name!r}: expected shape {spec.shape} or "
-                f"({', '.join(['*batch', *map(str, spec.shape)])}), got {value.shape}."
+                f"Parameter {spec.name!r}: expected shape {shape} or "
+                f"({', '.join(['*batch', *map(str, shape)])}), got {value.shape}."
             )
         leading.append(value.shape[:batch_axes])
         if not np.isfinite(value).all():
@@ -96,7 +97,7 @@ def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
     theta = [
         _flatten(value, lead, batch_shape) for value, lead in zip(values, leading, strict=True)
     ]
-    return Bound(theta, batch_shape, tuple(leading), tuple(spec.shape for spec in specs))
+    return Bound(theta, batch_shape, leading, specs)
 
 
 def _broadcast(
@@ -118,13 +119,15 @@ def _broadcast(
 
 
 def _flatten(value: Array, lead: tuple[int, ...], batch_shape: tuple[int, ...]) -> Array:
-    size = int(np.prod(value.shape[len(lead) :], dtype=np.int64))
+    if not lead:
+        return value.reshape(1, value.size)
+    size = math.prod(value.shape[len(lead) :])
     if lead == batch_shape:
-        return value.reshape(int(np.prod(lead, dtype=np.int64)), size)
+        return value.reshape(math.prod(lead), size)
     if all(length == 1 for length in lead):
         return value.reshape(1, size)
     expanded = np.broadcast_to(value, batch_shape + value.shape[len(lead) :])
-    return expanded.reshape(-1, size)
+    return expanded.reshape(math.prod(batch_shape), size)
 
 
 def _sum_to(

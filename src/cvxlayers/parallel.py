@@ -58,6 +58,9 @@ def for_each(count: int, start_worker: Callable[[], Callable[[int], None]]) -> N
     """
     if count <= 0:
         return
+    if count == 1:
+        start_worker()(0)
+        return
     # A worker that waited for others could wait for itself.
     threads = 1 if getattr(_worker, "busy", False) else min(workers(), count)
     if threads == 1:

@@ -11,7 +11,6 @@ array that is the same for the whole batch keeps a batch axis of size 1.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -35,7 +34,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-_SOLVED = int(Status.SOLVED)
+# Looked up once: access to an enum's members is slow enough to show in a small solve.
+_SOLVED, _INTERRUPTED = int(Status.SOLVED), int(Status.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class Pattern:
     def matrix(self, values: Array) -> sp.csc_array:
         """The sparse matrix that has these values, shape (nnz,), on this pattern."""
         # SciPy's constructor checks the indices each time, for longer than a small solve takes.
-        matrix = copy.copy(self._template)
+        matrix = sp.csc_array.__new__(sp.csc_array)
+        vars(matrix).update(vars(self._template))
         matrix.data = values
         return matrix
 
@@ -168,9 +169,11 @@ class ConeProgram:
     def is_finite(self) -> NDArray[np.bool_]:
         """Shape (B,): which instances have finite data. Parameter values are finite, but what is
         computed from them may overflow."""
+        parts = (self.P, self.q, self.A, self.b)
         finite = np.ones(self.batch, dtype=bool)
-        for values in (self.P, self.q, self.A, self.b):
-            finite &= np.isfinite(values).all(axis=1)
+        if not all(np.isfinite(values).all() for values in parts):
+            for values in parts:
+                finite &= np.isfinite(values).all(axis=1)
         return finite
 
     def take(self, rows: NDArray[np.intp] | slice) -> ConeProgram:
@@ -205,13 +208,12 @@ class ConeSolution:
     def empty(cls, batch: int, structure: ProblemStructure) -> ConeSolution:
         """A batch in which nothing is solved yet."""
         n, m = structure.n, structure.m
-        return cls(
-            x=np.full((batch, n), np.nan),
-            z=np.full((batch, m), np.nan),
-            s=np.full((batch, m), np.nan),
-            status=np.full(batch, int(Status.INTERRUPTED)),
-            iterations=np.zeros(batch, dtype=np.int64),
-        )
+        x, z, s = np.empty((batch, n)), np.empty((batch, m)), np.empty((batch, m))
+        status = np.empty(batch, dtype=np.int64)
+        for point in (x, z, s):
+            point.fill(np.nan)
+        status.fill(_INTERRUPTED)
+        return cls(x, z, s, status, np.zeros(batch, dtype=np.int64))
 
     @property
     def solved(self) -> NDArray[np.bool_]:

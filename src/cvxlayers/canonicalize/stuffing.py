@@ -9,6 +9,7 @@ constraints are, and only the quadratic ones take that way.
 from __future__ import annotations
 
 from functools import reduce
+from itertools import chain
 from operator import add
 from typing import Any
 
@@ -21,7 +22,7 @@ from cvxpy.reductions.matrix_stuffing import extract_mip_idx
 __all__ = ["SparseStuffing"]
 
 
-class SparseStuffing(ConeMatrixStuffing):
+class SparseStuffing(ConeMatrixStuffing):  # type: ignore[misc]
     """CVXPY's stuffing with the objective's affine terms extracted apart."""
 
     def stuffed_objective(self, problem: Any, extractor: Any) -> tuple[Any, Any, Any]:
@@ -43,6 +44,6 @@ def _split(expression: Any) -> tuple[list[Any], list[Any]]:
         affine, other = _split(expression.args[0])
         return [-term for term in affine], [-term for term in other]
     if isinstance(expression, AddExpression):
-        parts = [_split(term) for term in expression.args]
-        return sum((part[0] for part in parts), []), sum((part[1] for part in parts), [])
+        affine, other = zip(*(_split(term) for term in expression.args), strict=True)
+        return list(chain(*affine)), list(chain(*other))
     return [], [expression]

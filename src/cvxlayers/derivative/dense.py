@@ -7,6 +7,8 @@ itself (not regularised) takes the error of both away.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
@@ -101,6 +103,14 @@ class DenseSystem:
             trial = np.random.default_rng(0).standard_normal((1, n + k, 1)) / self.scale[..., None]
             _, solvable = self._refined(trial)
             self.degenerate = suspects & ~solvable
+
+    def take(self, rows: NDArray[np.intp]) -> DenseSystem:
+        """The system of the instances `rows` alone."""
+        part = copy.copy(self)
+        for name in ("K", "inverse", "scale", "used", "degenerate", "index", "empty"):
+            value = getattr(self, name)
+            setattr(part, name, None if value is None else value[rows])
+        return part
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
         """(u, v̄) for right-hand sides of shapes (B, n) and (B, m) (None: zero).

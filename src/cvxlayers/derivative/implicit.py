@@ -16,6 +16,8 @@ embedding, whose Jacobian is neither symmetric nor reduced to the coupled rows.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ class ImplicitDerivative:
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): solutions, all finite.
     system : System, optional
-        The factored system at these points, if it is there already.
+        A factored system; what of it is valid at these points is used.
     """
 
     def __init__(
@@ -52,14 +54,21 @@ class ImplicitDerivative:
     ):
         self.geometry, self.program = geometry, program
         self.x, self.z, self.s = x, z, s
-        self._system = system
+        self._nearby = system
 
-    @property
+    @cached_property
     def system(self) -> System:
         """The factored KKT system, made when it is first needed."""
-        if self._system is None:
-            self._system = factor(self.geometry, self.program, self.s - self.z, self.s)
-        return self._system
+        w, nearby = self.s - self.z, self._nearby
+        self._nearby = None
+        if nearby is None:
+            return factor(self.geometry, self.program, w, self.s)
+        stale = np.flatnonzero(~nearby.is_at(w))
+        if not len(stale):
+            return nearby
+        whole = len(stale) == len(w)
+        part = self.program if whole else self.program.take(stale)
+        return nearby.replaced(stale, factor(self.geometry, part, w[stale], self.s[stale]))
 
     def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
         """See `cvxlayers.program.Linearization`."""

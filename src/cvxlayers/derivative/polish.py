@@ -44,15 +44,16 @@ class Polished:
     x, z, s : ndarray
     residual : ndarray
         Shape (B,): the larger of the primal and the dual residual, each relative to its terms.
-    system : System or None
-        The factored KKT system, if it is the one at these points.
+    system : System
+        The last factored KKT systems. Where no cone is curved they are likely those at these
+        points (see `System.is_at`).
     """
 
     x: Array
     z: Array
     s: Array
     residual: Array
-    system: System | None
+    system: System
 
 
 def residual(
@@ -95,11 +96,10 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
         part = program if len(rows) == len(x) else program.take(rows)
         top = best.take(rows)
         anew = factor(geometry, part, current.w, current.s)
+        system = system.replaced(rows, anew)
         current, improved = _advance(geometry, part, current, top, anew)
         best.put(rows, top)
-    z = best.s - best.w
-    is_current = system.is_at(best.w)
-    return Polished(best.x, z, best.s, best.error, system if is_current else None)
+    return Polished(best.x, best.s - best.w, best.s, best.error, system)
 
 
 @dataclass(eq=False)

@@ -10,6 +10,8 @@ in the cone's own coordinates: two more unknowns and no fill.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.linalg
@@ -78,6 +80,16 @@ class SparseSystem:
             self.factors[i] = _Factor(P, A.tocsr()[rows], mu[rows], E[rows], F)
 
         for_each(batch, lambda: body)
+
+    def take(self, rows: NDArray[np.intp]) -> SparseSystem:
+        """The system of the instances `rows` alone."""
+        part = copy.copy(self)
+        part.coupled, part.degenerate = self.coupled[rows], self.degenerate[rows]
+        part.factors = [self.factors[i] for i in rows]
+        part.long = Spectrum(
+            self.long.lam[rows], tuple((group, U[rows]) for group, U in self.long.blocks)
+        )
+        return part
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
         """(u, v̄) for right-hand sides of shapes (B, n) and (B, m) (None: zero)."""

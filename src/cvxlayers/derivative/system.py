@@ -58,12 +58,30 @@ class System:
             flags[slice(None) if piece.rows is None else piece.rows] = piece.factor.degenerate
         return flags
 
-    def is_at(self, w: Array) -> bool:
-        """Whether the system is the one at w, too: it depends on the signs alone as long as no
-        cone is curved."""
+    def is_at(self, w: Array) -> NDArray[np.bool_]:
+        """Shape (B,): where the system is the one at w, too. It depends on the signs alone as
+        long as no cone is curved."""
         if not self.spectrum.is_identity:
-            return False
-        return bool((self.geometry.cone.spectrum(w).lam == self.spectrum.lam).all())
+            return np.zeros(len(w), dtype=bool)
+        return (self.geometry.cone.spectrum(w).lam == self.spectrum.lam).all(axis=1)
+
+    def replaced(self, rows: NDArray[np.intp], other: System) -> System:
+        """A system like this one, with that of the instances `rows` taken from another one."""
+        if len(rows) == len(self.spectrum.lam):
+            return other
+        keep = np.ones(len(self.spectrum.lam), dtype=bool)
+        keep[rows] = False
+        pieces = []
+        for piece in self.pieces:
+            mine = np.arange(len(keep)) if piece.rows is None else piece.rows
+            kept = np.flatnonzero(keep[mine])
+            if len(kept) == len(mine):
+                pieces.append(piece)
+            elif len(kept):
+                pieces.append(_Piece(mine[kept], piece.factor.take(kept)))
+        for piece in other.pieces:
+            pieces.append(_Piece(rows if piece.rows is None else rows[piece.rows], piece.factor))
+        return System(self.geometry, _put(self.spectrum, rows, other.spectrum), pieces)
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
         """(u, v̄) of the reduced system, v̄ in the rotated rows."""
@@ -134,6 +152,17 @@ def _fill(geometry: Geometry, spectrum: Spectrum) -> int:
         for g, U in spectrum.blocks
     )
     return int(2 * geometry.structure.A.nnz + geometry.P_full.nnz + blocks)
+
+
+def _put(spectrum: Spectrum, rows: NDArray[np.intp], other: Spectrum) -> Spectrum:
+    lam = spectrum.lam.copy()
+    lam[rows] = other.lam
+    blocks = []
+    for (group, U), (_, V) in zip(spectrum.blocks, other.blocks, strict=True):
+        mixed = (U.axis if isinstance(U, AxisRotation) else U).copy()
+        mixed[rows] = V.axis if isinstance(V, AxisRotation) else V
+        blocks.append((group, AxisRotation(mixed) if isinstance(U, AxisRotation) else mixed))
+    return Spectrum(lam, tuple(blocks))
 
 
 def _take(spectrum: Spectrum, rows: NDArray[np.intp]) -> Spectrum:
