@@ -1,5 +1,13 @@
 """The reduced KKT system of a batch, dense.
 
+Rows of curved cones whose λ is well inside (0, 1) have an M that can be divided by: they are
+eliminated, v̄ₑ = Mₑ⁻¹(Ãₑ u − rₑ), so that
+
+    [ P + Ãₑᵀ Mₑ⁻¹ Ãₑ   Ãᵀ ] [u]   [ r₁ + Ãₑᵀ Mₑ⁻¹ rₑ ]
+    [ Ã                 −M ] [v̄] = [ r₂               ]
+
+is left, of about n rows for a second-order cone or a semidefinite one of full rank.
+
 The explicit inverse of the equilibrated, slightly regularised matrix serves as the factor: LAPACK
 computes it for a batch in one call, one product applies it, and refinement against the matrix
 itself (not regularised) takes the error of both away.
@@ -31,6 +39,11 @@ TARGET = 1e-13
 ACCEPTED = 1e-8
 
 
+# Rows with a λ from here on are eliminated: their 1/M <= 1e3 costs no more than three digits, which
+# refinement of the outer system gives back.
+ELIMINATED = 1e-3
+
+
 class DenseSystem:
     """K and its inverse for every instance, all of size n + k.
 
@@ -40,7 +53,8 @@ class DenseSystem:
     program : ConeProgram
     spectrum : Spectrum
     k : int
-        Places for coupled rows, at least as many as any instance has; the rest is padding.
+        Places for coupled rows that are not eliminated, at least as many as any instance has; the
+        rest is padding. See `kept_rows`.
 
     Attributes
     ----------
@@ -52,7 +66,7 @@ class DenseSystem:
         n, m = geometry.structure.n, geometry.structure.m
         lam = spectrum.lam
         batch = len(lam)
-        coupled = lam < 1.0
+        coupled = kept_rows(spectrum)
         if k == m:
             self.index = None
             used, lam_used = coupled, lam
@@ -62,11 +76,18 @@ class DenseSystem:
             used = np.take_along_axis(coupled, self.index, axis=1)
             lam_used = np.take_along_axis(lam, self.index, axis=1)
         self.used, self.n, self.m, self.k = used, n, m, k
+        self.curved = None if spectrum.is_identity else _curved_rows(spectrum)
 
         K = np.zeros((batch, n + k, n + k))
         K[:, :n, :n] = geometry.dense_P(program.P)
-        if k:
+        if k or self.curved is not None:
             A = spectrum.rotate_rows(geometry.dense_A(program.A))
+        if self.curved is not None:
+            inside = lam[:, self.curved]
+            inside = np.where(inside < ELIMINATED, 1.0, inside)
+            self.A_e, self.W_e = A[:, self.curved], (1.0 - inside) / inside
+            K[:, :n, :n] += np.swapaxes(self.A_e, 1, 2) @ (self.W_e[:, :, None] * self.A_e)
+        if k:
             if self.index is None:
                 rows = A * used[:, :, None] if not used.all() else A
             else:
@@ -107,7 +128,8 @@ class DenseSystem:
     def take(self, rows: NDArray[np.intp]) -> DenseSystem:
         """The system of the instances `rows` alone."""
         part = copy.copy(self)
-        for name in ("K", "inverse", "scale", "used", "degenerate", "index", "empty"):
+        names = ["K", "inverse", "scale", "used", "degenerate", "index", "empty"]
+        for name in names if self.curved is None else [*names, "A_e", "W_e"]:
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[rows])
         return part
@@ -119,6 +141,9 @@ class DenseSystem:
         """
         right = np.zeros((len(r1), self.n + self.k, 1))
         right[:, : self.n, 0] = r1
+        if r2 is not None and self.curved is not None:
+            r_e = r2[:, self.curved]
+            right[:, : self.n, 0] += _transposed(self.A_e, self.W_e * r_e)
         if r2 is not None and self.k:
             picked = r2 if self.index is None else np.take_along_axis(r2, self.index, axis=1)
             right[:, self.n :, 0] = np.where(self.used, picked, 0.0)
@@ -137,6 +162,11 @@ class DenseSystem:
                 v = found
             else:
                 np.put_along_axis(v, self.index, found, axis=1)
+        if self.curved is not None:
+            v_e = (self.A_e @ u[:, :, None])[:, :, 0]
+            if r2 is not None:
+                v_e -= r_e
+            v[:, self.curved] += self.W_e * v_e
         return u, v
 
     def _refined(self, right: Array) -> tuple[Array, NDArray[np.bool_]]:
@@ -160,6 +190,20 @@ class DenseSystem:
             error = np.where(better, trial_error, error)
             pending = better & (error > TARGET * bound)
         return y, error <= ACCEPTED * bound
+
+
+def kept_rows(spectrum: Spectrum) -> NDArray[np.bool_]:
+    """Which rows a `DenseSystem` has to keep, shape (B, m)."""
+    return spectrum.lam < ELIMINATED
+
+
+def _curved_rows(spectrum: Spectrum) -> NDArray[np.intp]:
+    return np.sort(np.concatenate([group.rows.ravel() for group, _ in spectrum.blocks]))
+
+
+def _transposed(A: Array, v: Array) -> Array:
+    """Aᵀ v over a batch."""
+    return (v[:, None, :] @ A)[:, 0, :]
 
 
 def _height(vectors: Array) -> Array:

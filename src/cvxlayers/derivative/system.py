@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.cones import AxisRotation, Spectrum
-from cvxlayers.derivative.dense import DenseSystem
+from cvxlayers.derivative.dense import DenseSystem, kept_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.sparse import SparseSystem
 from cvxlayers.parallel import for_each
@@ -120,7 +120,7 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
         groups = {m: np.arange(batch)} if batch else {}
     else:
         step = max(8, -(-m // 8))
-        sizes = np.minimum(m, -(-(spectrum.lam < 1.0).sum(axis=1) // step) * step)
+        sizes = np.minimum(m, -(-kept_rows(spectrum).sum(axis=1) // step) * step)
         groups = {int(k): np.flatnonzero(sizes == k) for k in np.unique(sizes)}
 
     plan: list[tuple[NDArray[np.intp], int, bool]] = []
