@@ -73,6 +73,8 @@ class Geometry:
         self.apply_P = _Gather(P.rows, P.cols, self.P_entry, structure.n)
         self.apply_A = _Gather(A.rows, A.cols, entries, structure.m)
         self.apply_At = _Gather(A.cols, A.rows, entries, structure.n)
+        # Kept here by the sparse system when it first needs it.
+        self.sparse_assembly: Any = None
 
     def dense_A(self, values: Array) -> Array:
         """A as a dense array, shape (len(values), m, n)."""

@@ -1,12 +1,4 @@
-"""The reduced KKT system of a batch, sparse: one SuperLU factorisation per instance.
-
-Rotating the rows of a long second-order cone would fill them. There D has the eigenvalue 0 along
-the normal e₋, 1 along the ray e₊ and one value λ on the rest, so with μ = λ/(1−λ) its rows of
-
-    Ã u − M v̄ = r₂   are   A u − μ v + μ e₋ σ − e₊ τ = r₂,   σ = e₋ᵀv,   e₊ᵀv = 0
-
-in the cone's own coordinates: two more unknowns and no fill.
-"""
+"""The reduced KKT system of a batch, sparse: one SuperLU factorisation per instance."""
 
 from __future__ import annotations
 
@@ -17,7 +9,8 @@ import scipy.sparse as sp
 import scipy.sparse.linalg
 from numpy.typing import NDArray
 
-from cvxlayers.cones import AxisRotation, Group, Spectrum
+from cvxlayers.cones import AxisRotation, Spectrum
+from cvxlayers.derivative.assembly import SparseAssembly
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram
@@ -56,28 +49,16 @@ class SparseSystem:
         self.long = Spectrum(
             spectrum.lam, tuple((g, U) for g, U in spectrum.blocks if isinstance(U, AxisRotation))
         )
-        short = [(g, U) for g, U in spectrum.blocks if not isinstance(U, AxisRotation)]
         for group, _ in self.long.blocks:
             rows = group.rows
             self.coupled[:, rows] = self.coupled[:, rows].any(axis=2, keepdims=True)
+        assembly = geometry.sparse_assembly
+        if assembly is None:
+            assembly = geometry.sparse_assembly = SparseAssembly(geometry, spectrum)
 
         def body(i: int) -> None:
-            P = geometry.P_full.matrix(_row(program.P, i)[geometry.P_entry])
-            A = geometry.structure.A.matrix(_row(program.A, i))
-            if short:
-                A = _block_diagonal(short, i, self.m).T @ A
-            lam = spectrum.lam[i].copy()
-            arrows = []
-            for group, U in self.long.blocks:
-                for k, rows in enumerate(group.rows):
-                    if lam[rows[1]] == 1.0 and lam[rows[0]] == 0.0:  # between K and its polar
-                        lam[rows] = lam[rows[2]]
-                        arrows.append((rows, U.normal[i, k], U.ray[i, k]))
-            rows = np.flatnonzero(self.coupled[i])
-            mu = np.zeros(self.m)
-            mu[rows] = lam[rows] / (1.0 - lam[rows])
-            E, F = _arrows(arrows, mu, self.m)
-            self.factors[i] = _Factor(P, A.tocsr()[rows], mu[rows], E[rows], F)
+            K, positive = assembly.instance(program, spectrum, self.coupled[i], i)
+            self.factors[i] = _Factor(K, positive)
 
         for_each(batch, lambda: body)
 
@@ -112,28 +93,17 @@ class SparseSystem:
 
 
 class _Factor:
-    def __init__(
-        self, P: sp.csc_array, A: sp.csr_array, M: Array, E: sp.csr_array, F: Array
-    ) -> None:
-        minus_M = -sp.diags_array(M)
-        if len(F):
-            blocks = [[P, A.T, None], [A, minus_M, E], [None, E.T, sp.diags_array(F)]]
-        else:
-            blocks = [[P, A.T], [A, minus_M]]
-        self.K = sp.block_array(blocks, format="csc")
-        self.K.eliminate_zeros()
+    def __init__(self, K: sp.csc_array, positive: NDArray[np.bool_]) -> None:
+        self.K, self.size = K, K.shape[0]
+        columns = np.repeat(np.arange(self.size), np.diff(K.indptr))
+        diagonal = np.flatnonzero(K.indices == columns)
+        self.scale, self.empty = _equilibrate(K)
         # A variable without curvature in no coupled row (the bound of an abs that does not bind,
         # say) is not determined at all: the least-norm u is zero there.
-        self.empty = np.diff(self.K.indptr) == 0
-        if self.empty.any():
-            self.K = sp.csc_array(self.K + sp.diags_array(self.empty.astype(np.float64)))
-        self.size = self.K.shape[0]
-        self.scale = _equilibrate(self.K)
-        scaled = self.K.copy()
-        scaled.data *= self.scale[scaled.indices] * np.repeat(self.scale, np.diff(scaled.indptr))
-        # τ is the multiplier of e₊ᵀv = 0, and so of the sign of u.
-        sign = np.concatenate([np.ones(A.shape[1]), -np.ones(A.shape[0]), np.where(F < 0, -1, 1)])
-        self.regularised = sp.csc_array(scaled + sp.diags_array(REGULARISATION * sign))
+        K.data[diagonal[self.empty]] = 1.0
+        data = K.data * self.scale[K.indices] * self.scale[columns]
+        data[diagonal] += np.where(positive, REGULARISATION, -REGULARISATION)
+        self.regularised = sp.csc_array((data, K.indices, K.indptr), shape=K.shape)
         self.lu = _factor(self.regularised, symmetric=True)
         self.is_pivoted = self.lu is None
         if self.lu is None:
@@ -213,59 +183,17 @@ def _factor(matrix: sp.csc_array, symmetric: bool) -> scipy.sparse.linalg.SuperL
         return None
 
 
-def _equilibrate(K: sp.csc_array) -> Array:
-    """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001)."""
-    size = K.shape[0]
-    scale = np.ones(size)
-    magnitude = np.abs(K.data)
-    filled = np.flatnonzero(np.diff(K.indptr))
+def _equilibrate(K: sp.csc_array) -> tuple[Array, NDArray[np.bool_]]:
+    """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001), and
+    which rows are empty. K is symmetric and has every diagonal entry stored."""
+    magnitude, starts = np.abs(K.data), K.indptr[:-1]
+    scale = np.ones(K.shape[0])
+    empty = np.zeros(K.shape[0], dtype=bool)
     if not len(magnitude):
-        return scale
+        return scale, empty
     for _ in range(3):
-        # K is symmetric: columns serve as rows.
-        largest = np.zeros(size)
-        largest[filled] = np.maximum.reduceat(magnitude * scale[K.indices], K.indptr[filled])
-        largest *= scale
-        scale = scale / np.sqrt(np.where(largest > 0, largest, 1.0))
-    return scale
-
-
-def _arrows(
-    arrows: list[tuple[NDArray[np.intp], Array, Array]], mu: Array, m: int
-) -> tuple[sp.csr_array, Array]:
-    """Columns of σ and τ in the rows of the cones, and the diagonal that belongs to them."""
-    if not arrows:
-        return sp.csr_array((m, 0)), np.zeros(0)
-    # A diagonal of exactly zero would be taken for the sign of τ where μ = 0.
-    weights = [max(mu[rows[0]], np.finfo(float).tiny) for rows, _, _ in arrows]
-    data = [
-        part
-        for (_, normal, ray), weight in zip(arrows, weights, strict=True)
-        for part in (weight * normal, -ray)
-    ]
-    rows = [rows for rows, _, _ in arrows for _ in range(2)]
-    lengths = np.array([len(part) for part in data])
-    place = (np.concatenate(rows), np.repeat(np.arange(len(data)), lengths))
-    E = sp.csr_array((np.concatenate(data), place), shape=(m, len(data)))
-    return E, np.ravel([[-weight, 0.0] for weight in weights])
-
-
-def _block_diagonal(blocks: list[tuple[Group, Array]], i: int, m: int) -> sp.csc_array:
-    """U of one instance as a sparse matrix."""
-    identity = np.ones(m, dtype=bool)
-    rows, cols, data = [], [], []
-    for group, U in blocks:
-        place = group.rows
-        c, q = place.shape
-        identity[place] = False
-        rows.append(np.broadcast_to(place[:, :, None], (c, q, q)).ravel())
-        cols.append(np.broadcast_to(place[:, None, :], (c, q, q)).ravel())
-        data.append(U[i].ravel())
-    plain = np.flatnonzero(identity)
-    entries = np.concatenate([*data, np.ones(len(plain))])
-    index = (np.concatenate([*rows, plain]), np.concatenate([*cols, plain]))
-    return sp.csc_array((entries, index), shape=(m, m))
-
-
-def _row(values: Array, i: int) -> Array:
-    return values[i if len(values) > 1 else 0]
+        # Columns serve as rows.
+        largest = np.maximum.reduceat(magnitude * scale[K.indices], starts) * scale
+        empty = largest == 0.0
+        scale /= np.sqrt(np.where(empty, 1.0, largest))
+    return scale, empty
