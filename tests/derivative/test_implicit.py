@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from solvers.random_programs import random_program
 
 from cvxlayers.derivative import Geometry, ImplicitDerivative, polish, system
 from cvxlayers.program import ConeDims, ConeProgram, Pattern, ProblemStructure, Wanted
 from cvxlayers.solvers.clarabel import Clarabel
+from solvers.random_programs import random_program
 
 DIMS = {
     "equality": ConeDims(zero=3),

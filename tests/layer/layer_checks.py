@@ -9,9 +9,9 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import torch
+
 from conformance.oracle import gradient, relative_error, solution, weights
 from conformance.problems import Case
-
 from cvxlayers.torch import CvxpyLayer
 
 Tensors = list[torch.Tensor]

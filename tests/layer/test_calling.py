@@ -6,7 +6,6 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conformance.problems.case import positive_definite
 from layer_checks import (
     agree,
     draw,
@@ -19,6 +18,7 @@ from layer_checks import (
     tensor,
 )
 
+from conformance.problems.case import positive_definite
 from cvxlayers import CvxlayersError, ParameterTypeError, ParameterValueError
 from cvxlayers.torch import CvxpyLayer
 

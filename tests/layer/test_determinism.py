@@ -10,10 +10,10 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conformance.problems import exponential, mixed, quadratic, second_order, semidefinite
-from conformance.problems.case import Case
 from layer_checks import draw, nonneg_least_squares, run, same_bits, tensor
 
+from conformance.problems import exponential, mixed, quadratic, second_order, semidefinite
+from conformance.problems.case import Case
 from cvxlayers.torch import CvxpyLayer
 
 ROWS = 5

@@ -6,9 +6,9 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conformance.problems.case import planted_qp, positive_definite
 from layer_checks import agree, agree_with_oracle, draw, projection, projection_formula, run
 
+from conformance.problems.case import planted_qp, positive_definite
 from cvxlayers.torch import CvxpyLayer
 
 # --- Trap 1: the derivative of the exponential cone is wrong.

@@ -9,9 +9,9 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conformance.problems.case import positive_definite, symmetric
 from layer_checks import agree, agree_with_oracle, draw, run
 
+from conformance.problems.case import positive_definite, symmetric
 from cvxlayers import UnsupportedProblemError
 from cvxlayers.torch import CvxpyLayer
 
