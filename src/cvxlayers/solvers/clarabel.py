@@ -18,10 +18,10 @@ from cvxlayers.status import Status
 
 __all__ = ["Clarabel"]
 
-NUMERICAL_ERROR = Status.NUMERICAL_ERROR
-HAS_POINT = (Status.SOLVED, Status.ALMOST_SOLVED)
+NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
+HAS_POINT = (int(Status.SOLVED), int(Status.ALMOST_SOLVED))
 
-_STATUS = {
+_STATUSES = {
     "Solved": Status.SOLVED,
     "AlmostSolved": Status.ALMOST_SOLVED,
     "PrimalInfeasible": Status.PRIMAL_INFEASIBLE,
@@ -35,6 +35,7 @@ _STATUS = {
     "InsufficientProgress": Status.INSUFFICIENT_PROGRESS,
     "CallbackTerminated": Status.INTERRUPTED,
 }
+_STATUS = {name: int(status) for name, status in _STATUSES.items()}
 
 
 class Clarabel(Solver):
@@ -119,22 +120,30 @@ class Clarabel(Solver):
 
             def body(i: int) -> None:
                 if not finite[i]:
-                    solution.status[i] = NUMERICAL_ERROR
                     return
                 P.data = program.P[i if len(program.P) > 1 else 0]
                 A.data = program.A[i if len(program.A) > 1 else 0]
                 q = program.q[i if len(program.q) > 1 else 0]
                 b = program.b[i if len(program.b) > 1 else 0]
-                result = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
-                status = _STATUS.get(str(result.status), NUMERICAL_ERROR)
-                solution.status[i] = status
-                solution.iterations[i] = result.iterations
-                if status in HAS_POINT:
-                    solution.x[i], solution.z[i], solution.s[i] = result.x, result.z, result.s
+                results[i] = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
 
             return body
 
+        results: list[Any] = [None] * program.batch
         for_each(program.batch, start_worker)
+        # Lists become arrays for the whole batch at once: one by one it takes as long as a small
+        # solve.
+        statuses = [
+            _STATUS.get(str(result.status), NUMERICAL_ERROR) if result else NUMERICAL_ERROR
+            for result in results
+        ]
+        solution.status[:] = statuses
+        solution.iterations[:] = [result.iterations if result else 0 for result in results]
+        rows = [i for i, status in enumerate(statuses) if status in HAS_POINT]
+        if rows:
+            solution.x[rows] = [results[i].x for i in rows]
+            solution.z[rows] = [results[i].z for i in rows]
+            solution.s[rows] = [results[i].s for i in rows]
         return solution
 
 
