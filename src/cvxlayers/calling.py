@@ -60,7 +60,7 @@ class Bound:
         ]
 
 
-def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
+def bind(values: Sequence[Array], specs: Sequence[ParameterSpec], allow_nan: bool = False) -> Bound:
     """Check values against the parameters and flatten them.
 
     Parameters
@@ -68,6 +68,8 @@ def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
     values : sequence of float64 ndarray
         In the order of the layer's parameters, shape (*batch, *parameter shape).
     specs : sequence of ParameterSpec
+    allow_nan : bool
+        Whether an instance may have values that are not finite. It will not be solved.
 
     Raises
     ------
@@ -85,14 +87,15 @@ def bind(values: Sequence[Array], specs: Sequence[ParameterSpec]) -> Bound:
         batch_axes = value.ndim - len(shape)
         if batch_axes < 0 or value.shape[batch_axes:] != shape:
             raise ParameterValueError(
-                f"Parameter {spec.name!r}: expected shape {shape} or "
+                f"Parameter {spec.label}: expected shape {shape} or "
                 f"({', '.join(['*batch', *map(str, shape)])}), got {value.shape}."
             )
         leading.append(value.shape[:batch_axes])
-        if not np.isfinite(value).all():
+        is_finite = np.isfinite(value).all()
+        if not (is_finite or allow_nan):
             raise ParameterValueError(_not_finite(value, spec))
         if spec.attributes:
-            _check_attributes(value, spec)
+            _check_attributes(value if is_finite else _finite_part(value, spec), spec)
     batch_shape = _broadcast(leading, specs)
     theta = [
         _flatten(value, lead, batch_shape) for value, lead in zip(values, leading, strict=True)
@@ -110,7 +113,7 @@ def _broadcast(
         return np.broadcast_shapes(*leading)
     except ValueError:
         sizes = ", ".join(
-            f"{spec.name!r} has {lead}" for spec, lead in zip(specs, leading, strict=True)
+            f"{spec.label} has {lead}" for spec, lead in zip(specs, leading, strict=True)
         )
         raise ParameterValueError(
             f"The batch axes of the parameters do not broadcast against each other: {sizes}. "
@@ -141,12 +144,19 @@ def _sum_to(
     return gradient.reshape(batch_shape + shape).sum(axis=axes).reshape(lead + shape)
 
 
+def _finite_part(value: Array, spec: ParameterSpec) -> Array:
+    """The instances that are finite."""
+    flat = value.reshape(-1, *spec.shape)
+    return flat[np.isfinite(flat).all(axis=tuple(range(1, flat.ndim)))]
+
+
 def _not_finite(value: Array, spec: ParameterSpec) -> str:
     place = np.argwhere(~np.isfinite(value))
     index = tuple(int(k) for k in place[0])
     return (
-        f"Parameter {spec.name!r}: expected finite numbers, got {len(place)} NaN or infinite "
-        f"entries, the first at index {index}. Check what computed them."
+        f"Parameter {spec.label}: expected finite numbers, got {len(place)} NaN or infinite "
+        f"entries, the first at index {index}. Check what computed them, or pass on_failure='nan' "
+        "to get NaN and zero gradients for such rows."
     )
 
 
@@ -158,7 +168,7 @@ def _check_attributes(value: Array, spec: ParameterSpec) -> None:
             if broken.any():
                 index = tuple(int(k) for k in np.argwhere(broken)[0])
                 raise ParameterValueError(
-                    f"Parameter {spec.name!r} was declared {attribute}, but entry {index} of the "
+                    f"Parameter {spec.label} was declared {attribute}, but entry {index} of the "
                     f"value is {value[index]:.6g}. Clamp, round or mask the value, or declare the "
                     "parameter without that attribute."
                 )
@@ -199,7 +209,7 @@ def _check_symmetric(value: Array, spec: ParameterSpec, attribute: str) -> None:
     skew = np.abs(value - np.swapaxes(value, -1, -2)).max(initial=0.0)
     if skew > SYMMETRY * np.abs(value).max(initial=0.0):
         raise ParameterValueError(
-            f"Parameter {spec.name!r} was declared {attribute}, but the value differs from its "
+            f"Parameter {spec.label} was declared {attribute}, but the value differs from its "
             f"transpose by {skew:.2g}. Pass (S + S.mT) / 2."
         )
 
@@ -214,9 +224,9 @@ def _check_definite(value: Array, spec: ParameterSpec, attribute: str) -> None:
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(value)[..., 0].min()
         raise ParameterValueError(
-            f"Parameter {spec.name!r} was declared {attribute}, but the value has the eigenvalue "
+            f"Parameter {spec.label} was declared {attribute}, but the value has the eigenvalue "
             f"{lowest:.2g} < 0. Pass L @ L.mT of some factor L."
             if attribute == "PSD"
-            else f"Parameter {spec.name!r} was declared NSD, but the value has the eigenvalue "
+            else f"Parameter {spec.label} was declared NSD, but the value has the eigenvalue "
             f"{-lowest:.2g} > 0. Pass -L @ L.mT of some factor L."
         ) from None

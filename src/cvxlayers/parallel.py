@@ -17,10 +17,25 @@ __all__ = ["for_each", "workers"]
 _lock = threading.Lock()
 _worker = threading.local()
 _pool: ThreadPoolExecutor | None = None
+_size = 0
 
 
 def workers() -> int:
-    """Number of threads: the processors that this process may use."""
+    """Number of threads: CVXLAYERS_NUM_THREADS if that is set, else the processors that this
+    process may use.
+
+    Raises
+    ------
+    ValueError
+        If CVXLAYERS_NUM_THREADS is not a positive integer.
+    """
+    chosen = os.environ.get("CVXLAYERS_NUM_THREADS")
+    if chosen is not None:
+        if not chosen.isdecimal() or int(chosen) < 1:
+            raise ValueError(
+                f"CVXLAYERS_NUM_THREADS: expected a positive integer such as 4, got {chosen!r}"
+            )
+        return int(chosen)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -33,11 +48,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
+def _executor(threads: int) -> ThreadPoolExecutor:
+    global _pool, _size
     with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max_workers=workers(), thread_name_prefix="cvxlayers")
+        if _pool is None or threads > _size:
+            # An older pool ends by itself once nobody uses it any more.
+            _pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="cvxlayers")
+            _size = threads
         return _pool
 
 
@@ -86,7 +103,8 @@ def for_each(count: int, start_worker: Callable[[], Callable[[int], None]]) -> N
         finally:
             _worker.busy = False
 
-    futures = [_executor().submit(run) for _ in range(threads)]
+    executor = _executor(threads)
+    futures = [executor.submit(run) for _ in range(threads)]
     try:
         for future in futures:
             future.result()

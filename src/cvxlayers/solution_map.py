@@ -9,11 +9,13 @@ asked for are read off it by `CanonicalProblem.recover`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy import nan
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
@@ -196,6 +198,14 @@ class SolutionMap:
             gx[failed] = 0.0
             if gz is not None:
                 gz[failed] = 0.0
+        # An upstream gradient that is not finite spoils what depends on its instance, and no more.
+        spoilt = np.logical_not(np.isfinite(gx).all(axis=1))
+        if gz is not None:
+            spoilt = np.logical_or(spoilt, ~np.isfinite(gz).all(axis=1))
+        if spoilt.any():
+            gx[spoilt] = 0.0
+            if gz is not None:
+                gz[spoilt] = 0.0
         if rows is None:
             pulled = derivative.vjp(gx, gz, wanted)
         else:
@@ -204,6 +214,15 @@ class SolutionMap:
                 **{
                     name: value if name in wanted.shared else _scatter(value, rows)
                     for name, value in vars(part).items()
+                }
+            )
+        if spoilt.any():
+            pulled = ProgramTangent(
+                **{
+                    name: np.where(
+                        spoilt[:, None] if len(value) == len(spoilt) else True, nan, value
+                    )
+                    for name, value in vars(pulled).items()
                 }
             )
         return self.canonical.program_adjoint(pulled, point.theta)
@@ -250,6 +269,9 @@ class SolutionMap:
             certified = np.zeros(len(rows), dtype=bool)
             certified[rows] = point.residual <= CERTIFIED
             solution.status[almost & certified] = SOLVED
+            rough = solution.solved & ~certified & rows
+            if differentiable and rough.any():
+                _warn_of_gradients(rough, float(point.residual[~certified[rows]].max()))
             if np.array_equal(solution.solved, rows):
                 system = point.system
         return self._derivative(program, solution, system) if differentiable else (None, None)
@@ -269,6 +291,19 @@ class SolutionMap:
         return [
             t.copy() if i in logged else np.broadcast_to(0.0, t.shape) for i, t in enumerate(theta)
         ]
+
+
+def _warn_of_gradients(rough: NDArray[np.bool_], residual: float) -> None:
+    rows = np.flatnonzero(rough)
+    shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+    warnings.warn(
+        f"The solutions of {len(rows)} of {len(rough)} instances ({shown}) could not be polished: "
+        f"their optimality conditions hold to {residual:.1e} only, relative to their terms. They "
+        "are as good as the solver's tolerance, but their gradients may be inaccurate. Rescale "
+        "the data, so that the parameters are of similar size.",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def _select(

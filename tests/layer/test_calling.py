@@ -66,7 +66,9 @@ def test_wrong_shape_names_the_parameter_and_both_shapes(
 
 
 def test_batch_sizes_that_do_not_broadcast(layer: CvxpyLayer) -> None:
-    with pytest.raises(ParameterValueError, match=says("'A' has (4,)", "'b' has (5,)")):
+    with pytest.raises(
+        ParameterValueError, match=says("'A' (argument 0) has (4,)", "'b' (argument 1) has (5,)")
+    ):
         layer(A.expand(4, 3, 2), B.expand(5, 3))
 
 
@@ -147,7 +149,9 @@ def test_a_dtype_that_is_not_floating_point(layer: CvxpyLayer, dtype: torch.dtyp
 
 
 def test_values_on_different_devices(layer: CvxpyLayer) -> None:
-    with pytest.raises(ParameterValueError, match=says("'b' is on meta", "'A' is on cpu")):
+    with pytest.raises(
+        ParameterValueError, match=says("'b' (argument 1) is on meta", "'A' (argument 0) is on cpu")
+    ):
         layer(A, B.to("meta"))
 
 

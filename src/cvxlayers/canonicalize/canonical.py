@@ -8,6 +8,7 @@ A geometric program takes an elementwise log before the first map and an exp aft
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ class ParameterSpec:
 
     Attributes
     ----------
+    position : int
+        Its place among the layer's arguments.
     attributes : frozenset of str
         CVXPY's attributes that a value must have: nonneg, nonpos, pos, neg, integer, boolean,
         symmetric, PSD, NSD, diag, sparsity, bounds.
@@ -39,13 +42,19 @@ class ParameterSpec:
 
     name: str
     shape: tuple[int, ...]
+    position: int = 0
     attributes: frozenset[str] = frozenset()
     zeros: NDArray[np.intp] | None = None
     bounds: tuple[Array, Array] | None = None
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    @property
+    def label(self) -> str:
+        """What error messages call it: parameters without a name have one of CVXPY's making."""
+        return f"{self.name!r} (argument {self.position})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +141,11 @@ class CanonicalProblem:
         ):
             for part, value in f.adjoint(upstream, parts).items():
                 position, is_log = self.parts[part]
-                # d log θ = dθ / θ
-                gradients[position] += value / theta[position] if is_log else value
+                if is_log:
+                    # d log θ = dθ / θ; a failed row has a zero gradient whatever its θ.
+                    divisor = np.where(value == 0.0, 1.0, theta[position])
+                    value = value / divisor
+                gradients[position] += value
         return gradients
 
     def program_tangent(self, theta: Sequence[Array], tangent: Sequence[Array]) -> ProgramTangent:

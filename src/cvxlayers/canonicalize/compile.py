@@ -119,7 +119,7 @@ def canonicalize(
         )
     return CanonicalProblem(
         structure=ProblemStructure(dims, P_pattern, A_pattern),
-        parameters=tuple(parameter_spec(p) for p in parameters),
+        parameters=tuple(parameter_spec(p, k) for k, p in enumerate(parameters)),
         outputs=outputs(problem, chain, cone_program, inverse_data, variables, kept),
         parts=parts,
         P=_affine_map(P_tensor, columns),

@@ -25,7 +25,8 @@ def check_problem(problem: cp.Problem, gp: bool) -> None:
         rules, other = ("DGP", "") if gp else ("DCP", _geometric_hint(problem))
         where = _offender(problem, gp, dpp=False)
         raise NotDPPError(
-            f"The problem is not {rules}, so its solution has no derivative rule: {where}.{other}"
+            f"The problem is not {rules}: CVXPY's rules do not show that it is "
+            f"{'log-log ' if gp else ''}convex. To blame: {where}.{other}"
         )
     # A quadratic form stays in the objective as P, so its matrix may be a parameter there.
     is_dpp = problem.is_dpp("dgp") if gp else problem.is_dpp("dcp", quad_form_dpp="qp")

@@ -85,7 +85,7 @@ def _names(leaves: Any) -> str:
     return "[" + ", ".join(leaf.name() for leaf in leaves) + "]"
 
 
-def parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
+def parameter_spec(parameter: cp.Parameter, position: int) -> ParameterSpec:
     """What is kept of a cvxpy.Parameter after construction."""
     attributes = {name for name in _CHECKED if parameter.attributes[name]}
     zeros = None
@@ -101,7 +101,7 @@ def parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
         attributes.add("bounds")
         bounds = (lower, upper)
     return ParameterSpec(
-        parameter.name(), tuple(parameter.shape), frozenset(attributes), zeros, bounds
+        parameter.name(), tuple(parameter.shape), position, frozenset(attributes), zeros, bounds
     )
 
 

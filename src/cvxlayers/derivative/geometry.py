@@ -50,6 +50,8 @@ class Geometry:
     Attributes
     ----------
     cone : ProductCone
+    nonneg : ndarray of int
+        The nonnegative rows.
     P_full : Pattern
         Pattern of both triangles of P.
     P_entry : ndarray of int
@@ -67,6 +69,7 @@ class Geometry:
             exp=dims.exp,
             pow=dims.pow,
         )
+        self.nonneg = np.arange(dims.zero, dims.zero + dims.nonneg)
         self.P_full, self.P_entry = _both_triangles(structure.P)
         A, entries = structure.A, np.arange(structure.A.nnz)
         P = self.P_full

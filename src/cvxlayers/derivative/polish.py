@@ -25,8 +25,10 @@ Array = NDArray[np.float64]
 
 # A residual at this level is rounding.
 TARGET = 1e-15
-# Above this one another factor is worth its cost.
+# Above this one another factor is worth its cost, …
 SMALL = 1e-13
+# … and above this one another start.
+ACCURATE = 1e-9
 # Steps with one factor, and how many factors. The first takes an interior-point solution to machine
 # precision, unless its active set is wrong in places; Newton's method then first makes the residual
 # worse while it exchanges constraints, so that the best point is kept apart from the current one.
@@ -45,8 +47,7 @@ class Polished:
     residual : ndarray
         Shape (B,): the larger of the primal and the dual residual, each relative to its terms.
     system : System
-        The last factored KKT systems. Where no cone is curved they are likely those at these
-        points (see `System.is_at`).
+        The last factored KKT systems; `System.is_at` tells where they are those at these points.
     """
 
     x: Array
@@ -80,8 +81,34 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): the solver's answers, all finite.
     """
-    w = s - z
-    s = geometry.cone.project(w, near=s)
+    best, system = _newton(geometry, program, x, s - z, s)
+    failed = np.flatnonzero(~(best.error <= ACCURATE))
+    if len(failed):
+        part = program if len(failed) == len(x) else program.take(failed)
+        x, z, s = x[failed], z[failed], s[failed]
+        again, other = _newton(geometry, part, x, _paired_by_size(geometry, z, s), s)
+        better = again.error < best.error[failed]
+        best.put(failed[better], again.take(better))
+        if better.all():
+            system = system.replaced(failed, other)
+        # Newton's method may have led nowhere from the projected start: what the solver gave is
+        # then the best there is.
+        error = _error_as_given(geometry, part, x, z, s)
+        worse = ~(best.error[failed] <= error)
+        raw = _State(x, s - z, s, *residual(geometry, part, x, z, s))
+        raw.error = error
+        best.put(failed[worse], raw.take(worse))
+        duals = best.s - best.w
+        duals[failed[worse]] = z[worse]
+        return Polished(best.x, duals, best.s, best.error, system)
+    return Polished(best.x, best.s - best.w, best.s, best.error, system)
+
+
+def _newton(
+    geometry: Geometry, program: ConeProgram, x: Array, w: Array, near: Array
+) -> tuple[_State, System]:
+    """Newton's method from (x, w): the best points, and the last factored systems."""
+    s = geometry.cone.project(w, near=near)
     best = _State(x, w, s, *residual(geometry, program, x, s - w, s))
     system = factor(geometry, program, w, s)
     current, improved = _advance(geometry, program, best, best, system)
@@ -99,7 +126,31 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
         system = system.replaced(rows, anew)
         current, improved = _advance(geometry, part, current, top, anew)
         best.put(rows, top)
-    return Polished(best.x, best.s - best.w, best.s, best.error, system)
+    return best, system
+
+
+def _paired_by_size(geometry: Geometry, z: Array, s: Array) -> Array:
+    """Another w to start from: on a nonnegative row that of s and z vanishes which is smaller
+    relative to the largest of its kind. They may be of sizes so different that the error of one
+    exceeds the other."""
+    w = s - z
+    rows = geometry.nonneg
+    if len(rows):
+        s_n, z_n = s[:, rows], z[:, rows]
+        tiny = np.finfo(np.float64).tiny
+        relative_s = s_n / (np.abs(s_n).max(axis=1, keepdims=True) + tiny)
+        relative_z = z_n / (np.abs(z_n).max(axis=1, keepdims=True) + tiny)
+        w[:, rows] = np.where(relative_s > relative_z, np.abs(s_n), -np.abs(z_n))
+    return w
+
+
+def _error_as_given(
+    geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array
+) -> Array:
+    """The residual of a point that need not be complementary, its gap included."""
+    error = residual(geometry, program, x, z, s)[2]
+    size = np.abs((program.q * x).sum(axis=1)) + np.abs((program.b * z).sum(axis=1))
+    return np.maximum(error, np.abs((s * z).sum(axis=1)) / (1.0 + size))
 
 
 @dataclass(eq=False)

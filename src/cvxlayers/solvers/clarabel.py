@@ -2,6 +2,13 @@
 
 A fresh solver is made for every instance. Clarabel can update the data of an existing one, but it
 keeps the equilibration of the first data then, and an answer would depend on its neighbours.
+
+Clarabel judges a certificate of infeasibility relative to the size of the certificate, so that it
+calls feasible problems infeasible when their data are large: half of the projections of vectors of
+size 1e4 onto the simplex. An infeasible instance is therefore tried again: with tighter
+tolerances for certificates, and with b and q scaled to size one. That is the same problem, because
+cones are homogeneous: (σb, σq) has the solution σ(x, z, s). If it still counts as infeasible, the
+certificate must prove it for all points of a reasonable size.
 """
 
 from __future__ import annotations
@@ -10,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeDims, ConeProgram, ConeSolution
@@ -18,8 +26,14 @@ from cvxlayers.status import Status
 
 __all__ = ["Clarabel"]
 
+Array = NDArray[np.float64]
+
 NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
-HAS_POINT = (int(Status.SOLVED), int(Status.ALMOST_SOLVED))
+DOUBTFUL = ("PrimalInfeasible", "DualInfeasible", "AlmostPrimalInfeasible", "AlmostDualInfeasible")
+ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
+HAS_POINT = (int(Status.SOLVED), ALMOST_SOLVED)
+# A certificate counts if only points of this many times the size of the data escape it.
+PROOF = 1e4
 
 _STATUSES = {
     "Solved": Status.SOLVED,
@@ -126,10 +140,16 @@ class Clarabel(Solver):
                 q = program.q[i if len(program.q) > 1 else 0]
                 b = program.b[i if len(program.b) > 1 else 0]
                 results[i] = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
+                if doubts and str(results[i].status) in DOUBTFUL:
+                    results[i], scales[i] = _second_try(P, q, A, b, cones, strict, results[i])
 
             return body
 
+        # Whoever sets the tolerances for certificates knows what they mean.
+        doubts = not any(name.startswith("tol_infeas") for name in options)
+        strict = _settings({**options, "tol_infeas_abs": 1e-14, "tol_infeas_rel": 1e-14}, verbose)
         results: list[Any] = [None] * program.batch
+        scales: dict[int, float | None] = {}
         for_each(program.batch, start_worker)
         # Lists become arrays for the whole batch at once: one by one it takes as long as a small
         # solve.
@@ -137,6 +157,12 @@ class Clarabel(Solver):
             _STATUS.get(str(result.status), NUMERICAL_ERROR) if result else NUMERICAL_ERROR
             for result in results
         ]
+        for i, sigma in scales.items():
+            if sigma is None:  # no proof
+                statuses[i] = NUMERICAL_ERROR
+            elif sigma != 1.0:
+                # Solved to the tolerance in other units: the polish has to certify it in these.
+                statuses[i] = ALMOST_SOLVED
         solution.status[:] = statuses
         solution.iterations[:] = [result.iterations if result else 0 for result in results]
         rows = [i for i, status in enumerate(statuses) if status in HAS_POINT]
@@ -144,7 +170,58 @@ class Clarabel(Solver):
             solution.x[rows] = [results[i].x for i in rows]
             solution.z[rows] = [results[i].z for i in rows]
             solution.s[rows] = [results[i].s for i in rows]
+        for i, sigma in scales.items():
+            if sigma is not None:
+                for point in (solution.x, solution.z, solution.s):
+                    point[i] *= sigma
         return solution
+
+
+def _second_try(
+    P: Any, q: Array, A: Any, b: Array, cones: list[Any], strict: Any, first: Any
+) -> tuple[Any, float | None]:
+    """The result to use in place of an infeasible one, and the factor that its point has to be
+    multiplied by: None if the certificate proves nothing."""
+    import clarabel
+
+    second = clarabel.DefaultSolver(P, q, A, b, cones, strict).solve()
+    if str(second.status) == "Solved":
+        return second, 1.0
+    sigma = _power_of_two(max(np.abs(q).max(initial=0), np.abs(b).max(initial=0)))
+    scaled = clarabel.DefaultSolver(P, q / sigma, A, b / sigma, cones, strict).solve()
+    if str(scaled.status) == "Solved":
+        return scaled, sigma
+    for result in (second, scaled, first):
+        if str(result.status) in DOUBTFUL[:2] and _is_proof(result, P, q, A, b):
+            return result, 1.0
+    return first, None
+
+
+def _is_proof(result: Any, P: Any, q: Array, A: Any, b: Array) -> bool:
+    """Whether a certificate holds up.
+
+    z with Aᵀz = 0, z ∈ K*, bᵀz < 0 excludes all x with ‖x‖₁ < -bᵀz / ‖Aᵀz‖; x with P x = 0,
+    A x + s = 0, qᵀx < 0 is a direction of descent as far as these residuals vanish. All are taken
+    relative to the size of the data: points are of size ‖b‖/‖A‖.
+    """
+    x, z, s = (np.asarray(part) for part in (result.x, result.z, result.s))
+    if str(result.status) == "PrimalInfeasible":
+        gain, error = _relative(b @ z, b), _relative(A.T @ z, A.data)
+    else:
+        Px = P @ x + P.T @ x - P.diagonal() * x
+        gain = _relative(q @ x, q)
+        error = max(_relative(Px, P.data), _relative(A @ x + s, A.data))
+    return bool(gain > PROOF * error)
+
+
+def _relative(values: Any, data: Array) -> float:
+    size = np.abs(data).max(initial=0.0)
+    return float(np.abs(values).max(initial=0.0) / size) if size else 0.0
+
+
+def _power_of_two(size: float) -> float:
+    """The power of two nearest to a positive number: scaling by it does not round."""
+    return float(2.0 ** np.round(np.log2(size))) if size > 0 else 1.0
 
 
 def _settings(options: Mapping[str, Any], verbose: bool) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
 from cvxlayers.calling import Bound, bind
-from cvxlayers.canonicalize import canonicalize
+from cvxlayers.canonicalize import ParameterSpec, canonicalize
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
 from cvxlayers.solution_map import FailurePolicy, Point, SolutionMap, check_failure_policy
 
@@ -116,6 +116,9 @@ class CvxpyLayer(torch.nn.Module):
         outputs = ", ".join(f"{v.name}{list(v.shape)}" for v in canonical.outputs)
         return f"({inputs}) -> ({outputs}), solver={self.solution_map.solver.name}"
 
+    # Opaque to torch.compile, which would otherwise trace into the NumPy code and replace its
+    # float64 arithmetic by its own. The public torch.compiler.disable imports the whole compiler.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def forward(
         self,
         *params: torch.Tensor,
@@ -159,8 +162,8 @@ class CvxpyLayer(torch.nn.Module):
             )
         policy = self.on_failure if on_failure is None else check_failure_policy(on_failure)
         specs = self.solution_map.canonical.parameters
-        _check_tensors(params, [spec.name for spec in specs])
-        bound = bind([_to_numpy(p) for p in params], specs)
+        _check_tensors(params, specs)
+        bound = bind([_to_numpy(p) for p in params], specs, allow_nan=policy == "nan")
         call = _Call(self.solution_map, bound, solver_args, policy, _output_type(params))
         if torch.is_grad_enabled() and any(p.requires_grad for p in params):
             return _Solve.apply(call, *params)
@@ -244,7 +247,11 @@ class _Pullback(torch.autograd.Function):
 
 def _pull(solve: Any, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
     """The vector-Jacobian product at the point of a `_Solve`."""
-    upstream = [None if g is None else _to_numpy(g) for g in gradients]
+    try:
+        upstream = [None if g is None else _to_numpy(g) for g in gradients]
+    except RuntimeError as error:  # is_grads_batched=True hands over a tensor without storage
+        message = f"The upstream gradient is traced by {_UNSUPPORTED}"
+        raise NotImplementedError(message) from error
     pulled = solve.call.solution_map.vjp(solve.point, upstream, solve.values)
     return tuple(
         torch.from_numpy(np.ascontiguousarray(g)).to(dtype=dtype, device=device)
@@ -256,33 +263,35 @@ def _to_numpy(tensor: torch.Tensor) -> Array:
     return tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
 
 
-def _check_tensors(params: Sequence[Any], names: Sequence[str]) -> None:
-    if len(params) != len(names):
+def _check_tensors(params: Sequence[Any], specs: Sequence[ParameterSpec]) -> None:
+    if len(params) != len(specs):
         raise ParameterValueError(
-            f"Expected {len(names)} parameter values ({', '.join(names)}), got {len(params)}. "
-            "Pass one for every entry of `parameters`, in that order; options such as solver_args "
-            "go by keyword."
+            f"Expected {len(specs)} parameter values ({', '.join(spec.name for spec in specs)}), "
+            f"got {len(params)}. Pass one for every entry of `parameters`, in that order; options "
+            "such as solver_args go by keyword."
         )
-    for param, name in zip(params, names, strict=True):
+    for param, spec in zip(params, specs, strict=True):
         problem = _problem_of(param)
         if problem is not None:
-            raise ParameterTypeError(f"Parameter {name!r}: {problem}")
+            raise ParameterTypeError(f"Parameter {spec.label}: {problem}")
         if param.device != params[0].device:
             raise ParameterValueError(
-                f"Parameter {name!r} is on {param.device}, but {names[0]!r} is on "
+                f"Parameter {spec.label} is on {param.device}, but {specs[0].label} is on "
                 f"{params[0].device}. Move all to one device with .to(...)."
             )
         if param.device.type == "meta":
             raise ParameterTypeError(
-                f"Parameter {name!r}: expected a tensor with values, got one on the meta device, "
-                "which holds none."
+                f"Parameter {spec.label}: expected a tensor with values, got one on the meta "
+                "device, which holds none."
             )
         if forward_ad.unpack_dual(param).tangent is not None or _is_transformed(param):
-            raise NotImplementedError(
-                f"Parameter {name!r} is traced by forward-mode differentiation or a torch.func "
-                "transform, which CvxpyLayer does not support in this version. Use .backward() or "
-                "torch.autograd.grad, and a batch axis in place of vmap."
-            )
+            raise NotImplementedError(f"Parameter {spec.label} is traced by {_UNSUPPORTED}")
+
+
+_UNSUPPORTED = (
+    "forward-mode differentiation or a torch.func transform, which CvxpyLayer does not support in "
+    "this version. Use .backward() or torch.autograd.grad, and a batch axis in place of vmap."
+)
 
 
 def _problem_of(param: Any) -> str | None:
@@ -292,10 +301,12 @@ def _problem_of(param: Any) -> str | None:
             f"expected a torch.Tensor, got {type(param).__name__}. Convert it with torch.as_tensor."
         )
     if not param.dtype.is_floating_point:
-        return (
-            f"expected a floating-point tensor, got {param.dtype}. Convert it with "
-            ".to(torch.get_default_dtype())."
+        remedy = (
+            "Pass its real and imaginary parts as parameters of their own."
+            if param.is_complex()
+            else "Convert it with .to(torch.get_default_dtype())."
         )
+        return f"expected a floating-point tensor, got {param.dtype}. {remedy}"
     if param.layout != torch.strided:
         return f"expected a dense tensor, got layout {param.layout}. Convert it with .to_dense()."
     return None
