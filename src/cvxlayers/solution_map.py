@@ -40,6 +40,8 @@ FailurePolicy = Literal["raise", "nan"]
 # An answer that the solver calls almost solved counts as solved once polishing has brought the
 # optimality conditions to the accuracy that the solver was asked for by default.
 CERTIFIED = 1e-8
+# Beyond this residual the active constraints may be others than those of the solution.
+ROUGH = 1e-6
 
 # Looked up once: access to an enum's members is slow enough to show in a small solve.
 SOLVED = Status.SOLVED
@@ -269,9 +271,11 @@ class SolutionMap:
             certified = np.zeros(len(rows), dtype=bool)
             certified[rows] = point.residual <= CERTIFIED
             solution.status[almost & certified] = SOLVED
-            rough = solution.solved & ~certified & rows
+            rough = np.zeros(len(rows), dtype=bool)
+            rough[rows] = point.residual > ROUGH
+            rough &= solution.solved
             if differentiable and rough.any():
-                _warn_of_gradients(rough, float(point.residual[~certified[rows]].max()))
+                _warn_of_gradients(rough, float(point.residual[rough[rows]].max()))
             if np.array_equal(solution.solved, rows):
                 system = point.system
         return self._derivative(program, solution, system) if differentiable else (None, None)

@@ -29,6 +29,7 @@ __all__ = ["Clarabel"]
 Array = NDArray[np.float64]
 
 NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
+STRICT = {"tol_infeas_abs": 1e-14, "tol_infeas_rel": 1e-14}
 DOUBTFUL = ("PrimalInfeasible", "DualInfeasible", "AlmostPrimalInfeasible", "AlmostDualInfeasible")
 ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
 HAS_POINT = (int(Status.SOLVED), ALMOST_SOLVED)
@@ -141,13 +142,13 @@ class Clarabel(Solver):
                 b = program.b[i if len(program.b) > 1 else 0]
                 results[i] = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
                 if doubts and str(results[i].status) in DOUBTFUL:
+                    strict = _settings({**options, **STRICT}, verbose)
                     results[i], scales[i] = _second_try(P, q, A, b, cones, strict, results[i])
 
             return body
 
         # Whoever sets the tolerances for certificates knows what they mean.
         doubts = not any(name.startswith("tol_infeas") for name in options)
-        strict = _settings({**options, "tol_infeas_abs": 1e-14, "tol_infeas_rel": 1e-14}, verbose)
         results: list[Any] = [None] * program.batch
         scales: dict[int, float | None] = {}
         for_each(program.batch, start_worker)

@@ -116,9 +116,6 @@ class CvxpyLayer(torch.nn.Module):
         outputs = ", ".join(f"{v.name}{list(v.shape)}" for v in canonical.outputs)
         return f"({inputs}) -> ({outputs}), solver={self.solution_map.solver.name}"
 
-    # Opaque to torch.compile, which would otherwise trace into the NumPy code and replace its
-    # float64 arithmetic by its own. The public torch.compiler.disable imports the whole compiler.
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def forward(
         self,
         *params: torch.Tensor,
@@ -155,6 +152,20 @@ class CvxpyLayer(torch.nn.Module):
             If a value has the wrong count, shape, batch size, dtype, device or content. The
             message names the parameter.
         """
+        if torch.compiler.is_compiling():
+            # The compiler would trace into the NumPy code and put arithmetic of its own in its
+            # place. As a decorator this would import the compiler for everybody, for a second.
+            opaque = torch.compiler.disable(self._forward)
+            return opaque(params, solver_args, warm_start, on_failure)
+        return self._forward(params, solver_args, warm_start, on_failure)
+
+    def _forward(
+        self,
+        params: Sequence[Any],
+        solver_args: Mapping[str, Any] | None,
+        warm_start: bool,
+        on_failure: FailurePolicy | None,
+    ) -> tuple[torch.Tensor, ...]:
         if warm_start:
             raise ValueError(
                 f"warm_start=True: {self.solution_map.solver.name} starts every solve afresh, so "
