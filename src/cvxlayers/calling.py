@@ -206,11 +206,12 @@ _ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec], NDArray[np.bool_]]] = {
 
 
 def _check_symmetric(value: Array, spec: ParameterSpec, attribute: str) -> None:
-    skew = np.abs(value - np.swapaxes(value, -1, -2)).max(initial=0.0)
-    if skew > SYMMETRY * np.abs(value).max(initial=0.0):
+    skew = np.abs(value - np.swapaxes(value, -1, -2)).max(axis=(-1, -2), initial=0.0)
+    broken = skew > SYMMETRY * np.abs(value).max(axis=(-1, -2), initial=0.0)
+    if broken.any():
         raise ParameterValueError(
             f"Parameter {spec.label} was declared {attribute}, but the value differs from its "
-            f"transpose by {skew:.2g}. Pass (S + S.mT) / 2."
+            f"transpose by {skew[broken].max():.2g}. Pass (S + S.mT) / 2."
         )
 
 

@@ -19,7 +19,7 @@ from numpy import nan
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
-from cvxlayers.derivative import Geometry, ImplicitDerivative, System, polish
+from cvxlayers.derivative import Geometry, ImplicitDerivative, System, polish, row_scales
 from cvxlayers.errors import SolverError, UnsupportedProblemError
 from cvxlayers.program import (
     ConeProgram,
@@ -261,7 +261,7 @@ class SolutionMap:
         almost = solution.status == ALMOST_SOLVED
         polishing = differentiable if options.polish is None else options.polish
         if not polishing and not almost.any():
-            return self._derivative(program, solution, None) if differentiable else (None, None)
+            return self._derivative(program, solution) if differentiable else (None, None)
         rows = solution.solved | almost if polishing else almost
         system = None
         if rows.any():
@@ -278,14 +278,20 @@ class SolutionMap:
                 _warn_of_gradients(rough, float(point.residual[rough[rows]].max()))
             if np.array_equal(solution.solved, rows):
                 system = point.system
-        return self._derivative(program, solution, system) if differentiable else (None, None)
+        if not differentiable:
+            return None, None
+        return self._derivative(program, solution, system)
 
     def _derivative(
-        self, program: ConeProgram, solution: ConeSolution, system: System | None
+        self,
+        program: ConeProgram,
+        solution: ConeSolution,
+        system: System | None = None,
     ) -> tuple[Linearization, NDArray[np.bool_] | None]:
         rows = solution.solved
         part, (x, z, s) = _select(program, solution, rows)
-        derivative = ImplicitDerivative(self.geometry, part, x, z, s, system)
+        tau = row_scales(self.geometry, z, s) if system is None else None
+        derivative = ImplicitDerivative(self.geometry, part, x, z, s, system, tau)
         return derivative, None if rows.all() else rows
 
     def _remember(self, theta: Sequence[Array]) -> list[Array]:

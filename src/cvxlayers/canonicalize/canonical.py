@@ -158,7 +158,7 @@ class CanonicalProblem:
         values = []
         for output in self.outputs:
             value = output.recovery.apply((x, z))
-            if len(value) != len(x):  # a variable that canonicalization eliminated
+            if not output.recovery.depends_on:  # canonicalization eliminated the variable
                 value = np.repeat(value, len(x), axis=0)
             if output.exponentiate:
                 value = np.exp(value)

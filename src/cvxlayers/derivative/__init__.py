@@ -9,9 +9,10 @@ One symmetric system serves the gradient (`ImplicitDerivative.vjp`), the directi
 (`jvp`) and the Newton steps that polish the solution (`polish`). Derivation: docs/how_it_works.
 """
 
+from cvxlayers.derivative.balance import row_scales
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import ImplicitDerivative
 from cvxlayers.derivative.polish import Polished, polish
 from cvxlayers.derivative.system import System
 
-__all__ = ["Geometry", "ImplicitDerivative", "Polished", "System", "polish"]
+__all__ = ["Geometry", "ImplicitDerivative", "Polished", "System", "polish", "row_scales"]

@@ -163,7 +163,8 @@ class SparseAssembly:
             for c, rows in enumerate(group.rows):
                 between = lam[rows[1]] == 1.0 and lam[rows[0]] == 0.0
                 keep[self.n + self.m + 2 * block : self.n + self.m + 2 * block + 2] = between
-                tangent = lam[rows[2]]
+                # Not quite one: μ multiplies whole rows here, and must leave room for A in them.
+                tangent = min(lam[rows[2]], 1.0 - 1e-8)
                 if between:
                     lam[rows] = tangent
                 mu = tangent / (1.0 - tangent) if between else 0.0

@@ -37,6 +37,8 @@ SINGULAR = 1e-3
 REFINEMENTS = 8
 TARGET = 1e-13
 ACCEPTED = 1e-8
+# What rounding leaves of K y, relative to y. A singular matrix leaves REGULARISATION × y.
+ROUNDING = 1e-13
 
 
 # Rows with a λ from here on are eliminated: their 1/M <= 1e3 costs no more than three digits, which
@@ -103,7 +105,7 @@ class DenseSystem:
                 M = np.where(used, lam_used / (1.0 - lam_used), 1.0)
             K[:, diagonal, diagonal] = -M
         self.K = K
-        self.scale, empty = _equilibrate(K)
+        self.scale, empty = _equilibrate(K, n)
         # A variable without curvature in no coupled row (the bound of an abs that does not bind,
         # say) is not determined at all: the least-norm u is zero there.
         self.empty = empty if empty.any() else None
@@ -189,7 +191,8 @@ class DenseSystem:
             residual = np.where(better[:, None, None], trial_residual, residual)
             error = np.where(better, trial_error, error)
             pending = better & (error > TARGET * bound)
-        return y, error <= ACCEPTED * bound
+        size = _height(y / weight)
+        return y, (error <= ACCEPTED * bound) | (error <= ROUNDING * size)
 
 
 def kept_rows(spectrum: Spectrum) -> NDArray[np.bool_]:
@@ -210,14 +213,23 @@ def _height(vectors: Array) -> Array:
     return np.abs(vectors).max(axis=(1, 2), initial=0.0)
 
 
-def _equilibrate(K: Array) -> tuple[Array, NDArray[np.bool_]]:
+def _equilibrate(K: Array, n: int) -> tuple[Array, NDArray[np.bool_]]:
     """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001), and
-    which rows are empty."""
+    which rows are empty.
+
+    It starts from P of size one: the unit of the objective scales u against v̄, and Ruiz's
+    iteration alone does not find that out.
+    """
     magnitude = np.abs(K)
     largest = magnitude.max(axis=2, initial=0.0)
     empty = largest == 0.0
-    scale = 1.0 / np.sqrt(np.where(empty, 1.0, largest))
-    for _ in range(2):
+    scale = np.ones_like(largest)
+    if 0 < n < K.shape[1]:
+        size = magnitude[:, :n, :n].max(axis=2).mean(axis=1, keepdims=True)
+        root = np.sqrt(np.where(size > 0.0, size, 1.0))
+        scale[:, :n] /= root
+        scale[:, n:] *= root
+    for _ in range(3):
         np.abs(K, out=magnitude)
         magnitude *= scale[:, None, :]
         largest = magnitude.max(axis=2, initial=0.0) * scale

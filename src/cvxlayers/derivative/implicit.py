@@ -21,6 +21,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.derivative.balance import scale_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.system import System, factor
 from cvxlayers.program import ConeProgram, Pattern, ProgramTangent, Wanted
@@ -41,6 +42,8 @@ class ImplicitDerivative:
         Shapes (B, n), (B, m), (B, m): solutions, all finite.
     system : System, optional
         A factored system; what of it is valid at these points is used.
+    tau : ndarray, optional
+        Row scales under which the system is factored (see `balance`), shape (B, m).
     """
 
     def __init__(
@@ -51,31 +54,39 @@ class ImplicitDerivative:
         z: Array,
         s: Array,
         system: System | None = None,
+        tau: Array | None = None,
     ):
         self.geometry, self.program = geometry, program
         self.x, self.z, self.s = x, z, s
-        self._nearby = system
+        self._nearby, self._tau = system, tau
 
     @cached_property
     def system(self) -> System:
         """The factored KKT system, made when it is first needed."""
-        w, nearby = self.s - self.z, self._nearby
+        program, z, s, tau = self.program, self.z, self.s, self._tau
+        if tau is not None:
+            program, z, s = scale_rows(self.geometry, program, tau), z * tau, s / tau
+        w, nearby = s - z, self._nearby
         self._nearby = None
         if nearby is None:
-            return factor(self.geometry, self.program, w, self.s)
+            return factor(self.geometry, program, w, s)
         stale = np.flatnonzero(~nearby.is_at(w))
         if not len(stale):
             return nearby
-        whole = len(stale) == len(w)
-        part = self.program if whole else self.program.take(stale)
-        return nearby.replaced(stale, factor(self.geometry, part, w[stale], self.s[stale]))
+        part = program if len(stale) == len(w) else program.take(stale)
+        return nearby.replaced(stale, factor(self.geometry, part, w[stale], s[stale]))
 
     def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
         """See `cvxlayers.program.Linearization`."""
         system = self.system
         spectrum = system.spectrum
-        u, v = system.solve(gx, None if gz is None else spectrum.rotate(gz))
+        tau = self._tau
+        if gz is not None:
+            gz = spectrum.rotate(gz if tau is None else gz / tau)
+        u, v = system.solve(gx, gz)
         v = spectrum.unrotate(v)
+        if tau is not None:
+            v = v / tau
         return contract(self.geometry, u, v, self.x, self.z, wanted)
 
     def jvp(self, tangent: ProgramTangent, wanted: Wanted) -> tuple[Array, Array]:
@@ -87,7 +98,10 @@ class ImplicitDerivative:
         db = _fill(tangent.b, wanted.b, structure.m)
         r1 = -(geometry.apply_P(dP, self.x) + dq + geometry.apply_At(dA, self.z))
         r2 = db - geometry.apply_A(dA, self.x)
-        return self.system.newton(r1, r2)
+        if self._tau is None:
+            return self.system.newton(r1, r2)
+        dx, dz = self.system.newton(r1, r2 / self._tau)
+        return dx, dz / self._tau
 
 
 def contract(

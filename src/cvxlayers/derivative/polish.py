@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.derivative.balance import row_scales, scale_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.system import System, factor
 from cvxlayers.program import ConeProgram
@@ -46,7 +47,7 @@ class Polished:
     x, z, s : ndarray
     residual : ndarray
         Shape (B,): the larger of the primal and the dual residual, each relative to its terms.
-    system : System
+    system : System or None
         The last factored KKT systems; `System.is_at` tells where they are those at these points.
     """
 
@@ -54,7 +55,7 @@ class Polished:
     z: Array
     s: Array
     residual: Array
-    system: System
+    system: System | None
 
 
 def residual(
@@ -81,6 +82,23 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): the solver's answers, all finite.
     """
+    tau = row_scales(geometry, z, s)
+    if tau is None:
+        return _polish(geometry, program, x, z, s)
+    point = _polish(geometry, scale_rows(geometry, program, tau), x, z * tau, s / tau)
+    point = Polished(point.x, point.z / tau, point.s * tau, point.residual, None)
+    failed = np.flatnonzero(~(point.residual <= ACCURATE))
+    if len(failed):
+        # A block at its apex has no size to go by, and may be better off as it was.
+        part = program if len(failed) == len(x) else program.take(failed)
+        again = _polish(geometry, part, x[failed], z[failed], s[failed])
+        better = again.residual < point.residual[failed]
+        for name in ("x", "z", "s", "residual"):
+            getattr(point, name)[failed[better]] = getattr(again, name)[better]
+    return point
+
+
+def _polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:
     best, system = _newton(geometry, program, x, s - z, s)
     failed = np.flatnonzero(~(best.error <= ACCURATE))
     if len(failed):

@@ -28,6 +28,8 @@ REFINEMENTS = 20
 LEAST_SQUARES = 2000  # iterations
 TARGET = 1e-13
 ACCEPTED = 1e-8
+# What rounding leaves of K y, relative to y. A singular matrix leaves REGULARISATION × y.
+ROUNDING = 1e-13
 
 
 class SparseSystem:
@@ -158,7 +160,8 @@ class _Factor:
             if not trial_error < error:
                 break
             y, residual, error = trial, trial_residual, trial_error
-        return y, bool(error <= ACCEPTED * bound)
+        size = float(np.abs(y / self.scale).max(initial=0.0))
+        return y, bool(error <= ACCEPTED * bound or error <= ROUNDING * size)
 
     def _height(self, vector: Array) -> float:
         return float(np.abs(self.scale * vector).max(initial=0.0))

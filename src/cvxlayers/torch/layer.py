@@ -219,8 +219,16 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *params: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        # `values`: the float64 outputs, before they were rounded to their dtype.
-        tensors, ctx.point, ctx.values = call.run(differentiable=True)
+        # `values`: the float64 outputs, before they were rounded to their dtype. Those that the
+        # derivative looks at are copies: the tensors may be changed in place.
+        tensors, ctx.point, values = call.run(differentiable=True)
+        outputs = call.solution_map.canonical.outputs
+        ctx.values = [
+            value.copy() if output.exponentiate else value
+            for value, output in zip(values, outputs, strict=True)
+        ]
+        # The values have done their part; the graph need not keep them.
+        call.bound.theta = []
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*params)
