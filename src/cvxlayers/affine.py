@@ -54,6 +54,7 @@ class AffineMap:
         self.blocks = [block[self.rows] for block in csr]
         self.offset = np.ascontiguousarray(offset, dtype=np.float64)
         self.depends_on = frozenset(i for i, block in enumerate(self.blocks) if block.nnz)
+        self._parts = tuple(sorted(self.depends_on))
         self.covers_all = len(self.rows) == len(offset)
         self._has_offset = bool(np.any(self.offset[self.rows]))
         self._stacked: dict[tuple[int, ...], _Linear] = {}
@@ -106,9 +107,10 @@ class AffineMap:
             start = stop
 
     def _split(self, parts: Sequence[Array]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        shared = tuple(i for i in sorted(self.depends_on) if len(parts[i]) == 1)
-        batched = tuple(i for i in sorted(self.depends_on) if len(parts[i]) != 1)
-        return shared, batched
+        shared = tuple([i for i in self._parts if len(parts[i]) == 1])
+        if len(shared) == len(self._parts):
+            return shared, ()
+        return shared, tuple([i for i in self._parts if len(parts[i]) != 1])
 
     def _linear(self, which: tuple[int, ...]) -> _Linear:
         linear = self._stacked.get(which)

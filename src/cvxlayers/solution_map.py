@@ -43,9 +43,9 @@ CERTIFIED = 1e-8
 # Beyond this residual the active constraints may be others than those of the solution.
 ROUGH = 1e-6
 
-# Looked up once: access to an enum's members is slow enough to show in a small solve.
-SOLVED = Status.SOLVED
-ALMOST_SOLVED = Status.ALMOST_SOLVED
+# Plain integers: NumPy takes an enum's member apart slowly enough to show in a small solve.
+SOLVED = int(Status.SOLVED)
+ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
 
 
 def check_failure_policy(policy: Any) -> FailurePolicy:

@@ -168,9 +168,10 @@ class Clarabel(Solver):
         solution.iterations[:] = [result.iterations if result else 0 for result in results]
         rows = [i for i, status in enumerate(statuses) if status in HAS_POINT]
         if rows:
-            solution.x[rows] = [results[i].x for i in rows]
-            solution.z[rows] = [results[i].z for i in rows]
-            solution.s[rows] = [results[i].s for i in rows]
+            place = slice(None) if len(rows) == program.batch else rows
+            solution.x[place] = [results[i].x for i in rows]
+            solution.z[place] = [results[i].z for i in rows]
+            solution.s[place] = [results[i].s for i in rows]
         for i, sigma in scales.items():
             if sigma is not None:
                 for point in (solution.x, solution.z, solution.s):
