@@ -37,6 +37,29 @@ def test_rows_of_a_ball(factor: float, n: int) -> None:
     np.testing.assert_allclose(found, true, rtol=0, atol=1e-6 * np.abs(true).max())
 
 
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 1e-3, 1.0, 1e3])
+def test_size_of_the_variables(size: float, with_gradient: bool) -> None:
+    """min ‖x − q‖², ‖x‖ <= r with r and q in proportion: x is r q/‖q‖, relative to its own size."""
+    q, r, x = cp.Parameter(4), cp.Parameter(), cp.Variable(4)
+    layer = CvxpyLayer(
+        cp.Problem(cp.Minimize(cp.sum_squares(x - q)), [cp.norm(x) <= r]), [q, r], [x]
+    )
+    value = size * np.array([[1.0, -2.0, 0.5, 3.0], [0.1, 0.2, 0.3, 0.1]])
+    leaf = torch.tensor(value, requires_grad=with_gradient)
+    (found,) = layer(leaf, torch.tensor(size, dtype=torch.float64))
+    true = value.copy()
+    true[0] *= size / np.linalg.norm(value[0])
+    bound = 1e-10 if with_gradient else 1e-5
+    np.testing.assert_allclose(found.detach().numpy() / size, true / size, atol=bound)
+    if with_gradient:
+        weights = np.array([0.3, 1.0, -1.0, 0.2])
+        (gradient,) = torch.autograd.grad((torch.as_tensor(weights) * found).sum(), leaf)
+        unit = value[0] / np.linalg.norm(value[0])
+        across = (weights - unit * (unit @ weights)) * size / np.linalg.norm(value[0])
+        np.testing.assert_allclose(gradient.numpy(), [across, weights], atol=1e-7)
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1.0, 1e3])
 def test_unit_of_an_entropy(factor: float) -> None:
     """max cᵀx + entropy(x) over the simplex: softmax."""

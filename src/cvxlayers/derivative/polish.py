@@ -9,7 +9,7 @@ r₁ = −F₁, r₂ = −F₂ it yields dx and dz, and dw = ds − dz = r₂ �
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ __all__ = ["Polished", "polish", "residual"]
 
 Array = NDArray[np.float64]
 
+# b and q below this size are scaled up.
+TINY = 1e-2
 # A residual at this level is rounding.
 TARGET = 1e-15
 # Above this one another factor is worth its cost, …
@@ -82,6 +84,27 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): the solver's answers, all finite.
     """
+    unit = _units(program)
+    if unit is None:
+        return _balanced(geometry, program, x, z, s)
+    # Residuals are absolute below one. Small data are polished in units of their own size; the
+    # factored systems are the same, because the derivative of a projection does not depend on it.
+    small = replace(program, q=program.q / unit, b=program.b / unit)
+    point = _balanced(geometry, small, x / unit, z / unit, s / unit)
+    return replace(point, x=point.x * unit, z=point.z * unit, s=point.s * unit)
+
+
+def _units(program: ConeProgram) -> Array | None:
+    """A power of two near the size of b and q where both are small, shape (B, 1); one elsewhere."""
+    size = np.maximum(_norm(program.q), _norm(program.b))
+    if not (size < TINY).any():
+        return None
+    size = np.broadcast_to(size, program.batch)
+    exponent = np.round(np.log2(np.where((size > 0.0) & (size < TINY), size, 1.0)))
+    return np.asarray(2.0**exponent)[:, None]
+
+
+def _balanced(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:
     tau = row_scales(geometry, z, s)
     if tau is None:
         return _polish(geometry, program, x, z, s)

@@ -7,7 +7,8 @@ Clarabel judges a certificate of infeasibility relative to the size of the certi
 calls feasible problems infeasible when their data are large: half of the projections of vectors of
 size 1e4 onto the simplex. An infeasible instance is therefore tried again: with tighter
 tolerances for certificates, and with b and q scaled to size one. That is the same problem, because
-cones are homogeneous: (σb, σq) has the solution σ(x, z, s). If it still counts as infeasible, the
+cones are homogeneous: (σb, σq) has the solution σ(x, z, s); small data are scaled up from the
+start. If it still counts as infeasible, the
 certificate must prove it for all points of a reasonable size.
 """
 
@@ -33,6 +34,8 @@ STRICT = {"tol_infeas_abs": 1e-14, "tol_infeas_rel": 1e-14}
 DOUBTFUL = ("PrimalInfeasible", "DualInfeasible", "AlmostPrimalInfeasible", "AlmostDualInfeasible")
 ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
 HAS_POINT = (int(Status.SOLVED), ALMOST_SOLVED)
+# Data below this size are scaled up before the solve.
+TINY = 1e-2
 # A certificate counts if only points of this many times the size of the data escape it.
 PROOF = 1e4
 
@@ -140,6 +143,9 @@ class Clarabel(Solver):
                 A.data = program.A[i if len(program.A) > 1 else 0]
                 q = program.q[i if len(program.q) > 1 else 0]
                 b = program.b[i if len(program.b) > 1 else 0]
+                if tiny is not None and tiny[i]:
+                    units[i] = _power_of_two(sizes[i])
+                    q, b = q / units[i], b / units[i]
                 results[i] = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
                 if doubts and str(results[i].status) in DOUBTFUL:
                     strict = _settings({**options, **STRICT}, verbose)
@@ -151,6 +157,16 @@ class Clarabel(Solver):
         doubts = not any(name.startswith("tol_infeas") for name in options)
         results: list[Any] = [None] * program.batch
         scales: dict[int, float | None] = {}
+        # Tolerances are absolute below one. Small data are solved in units of their own size.
+        sizes = np.maximum(
+            np.abs(program.q).max(axis=1, initial=0.0), np.abs(program.b).max(axis=1, initial=0.0)
+        )
+        tiny = (sizes < TINY) & (sizes > 0.0)
+        units: dict[int, float] = {}
+        if not tiny.any():
+            tiny = None
+        elif len(tiny) < program.batch:
+            sizes, tiny = (np.repeat(values, program.batch) for values in (sizes, tiny))
         for_each(program.batch, start_worker)
         # Lists become arrays for the whole batch at once: one by one it takes as long as a small
         # solve.
@@ -172,10 +188,11 @@ class Clarabel(Solver):
             solution.x[place] = [results[i].x for i in rows]
             solution.z[place] = [results[i].z for i in rows]
             solution.s[place] = [results[i].s for i in rows]
-        for i, sigma in scales.items():
-            if sigma is not None:
-                for point in (solution.x, solution.z, solution.s):
-                    point[i] *= sigma
+        for factors in (scales, units):
+            for i, sigma in factors.items():
+                if sigma is not None:
+                    for point in (solution.x, solution.z, solution.s):
+                        point[i] *= sigma
         return solution
 
 
