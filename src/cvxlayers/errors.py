@@ -36,11 +36,12 @@ class UnsupportedProblemError(CvxlayersError, ValueError):
 
 
 class ParameterValueError(CvxlayersError, ValueError):
-    """A parameter value has the wrong shape, batch size, device or content."""
+    """A parameter value has the wrong shape, batch size, device or content, or the number of values
+    is wrong."""
 
 
 class ParameterTypeError(CvxlayersError, TypeError):
-    """A parameter value has the wrong type or dtype, or the wrong number of values came."""
+    """A parameter value has the wrong type or dtype."""
 
 
 class SolverError(CvxlayersError, RuntimeError):

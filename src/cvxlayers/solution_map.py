@@ -283,15 +283,15 @@ class SolutionMap:
         return self._derivative(program, solution, system)
 
     def _derivative(
-        self,
-        program: ConeProgram,
-        solution: ConeSolution,
-        system: System | None = None,
+        self, program: ConeProgram, solution: ConeSolution, system: System | None = None
     ) -> tuple[Linearization, NDArray[np.bool_] | None]:
         rows = solution.solved
         part, (x, z, s) = _select(program, solution, rows)
-        tau = row_scales(self.geometry, z, s) if system is None else None
-        derivative = ImplicitDerivative(self.geometry, part, x, z, s, system, tau)
+        # Decided by the final points alone: whether the polish kept its factors depends on all
+        # instances, and on curved cones they are not those at these points anyway.
+        tau = row_scales(self.geometry, z, s)
+        nearby = system if tau is None else None
+        derivative = ImplicitDerivative(self.geometry, part, x, z, s, nearby, tau)
         return derivative, None if rows.all() else rows
 
     def _remember(self, theta: Sequence[Array]) -> list[Array]:

@@ -151,3 +151,29 @@ def test_outputs_may_be_changed_in_place() -> None:
     )
     layer(torch.ones(3))[1].add_(7.0)
     assert (layer(torch.ones(3))[1] == 0).all()
+
+
+def test_neighbours_of_any_size_leave_an_instance_alone() -> None:
+    """Bitwise: what one instance needs (other units, balance, another start) is its own affair."""
+    q, r, x = cp.Parameter(4), cp.Parameter(), cp.Variable(4)
+    layer = CvxpyLayer(
+        cp.Problem(cp.Minimize(cp.sum_squares(x - q)), [cp.norm(x) <= r, x >= -0.5 * r]),
+        [q, r],
+        [x],
+        on_failure="nan",
+    )
+    rng = np.random.default_rng(4)
+    sizes = np.array([1.0, 1e-7, 1e3, 1.0, 1e-3, 1e5, 1.0])
+    value = sizes[:, None] * rng.standard_normal((7, 4)) * 3
+    radius = sizes * np.array([1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1e-5])  # the fourth is infeasible
+    leaves = tensor(value), tensor(radius)
+    (together,) = layer(*leaves)
+    together[sizes * radius > 0].sum().backward()
+    for i in range(7):
+        alone = tensor(value[i]), tensor(radius[i])
+        (found,) = layer(*alone)
+        np.testing.assert_array_equal(found.detach().numpy(), together[i].detach().numpy())
+        found.sum().backward()
+        for one, all_ in zip(alone, leaves, strict=True):
+            expected = torch.zeros_like(one) if radius[i] < 0 else one.grad
+            assert torch.equal(all_.grad[i], expected)
