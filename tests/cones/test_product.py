@@ -92,6 +92,20 @@ def test_derivative_is_block_diagonal(cone, w):
     np.testing.assert_allclose(spectrum.apply(w), cone.project(w), atol=1e-13)
 
 
+def test_second_derivative_block_by_block(cone, w):
+    h, k = np.random.default_rng(5).standard_normal((2, *w.shape))
+    second = cone.second(w, h, k)
+    expected = np.zeros_like(w)
+    for block, rows in block_slices():
+        expected[:, rows] = block.second(*(v[:, None, rows] for v in (w, h, k)))[:, 0]
+    np.testing.assert_allclose(second, expected, atol=1e-13)
+    assert np.count_nonzero(np.any(second != 0.0, axis=0)) > M / 2
+    np.testing.assert_allclose(cone.second(w[:1], h, k[:1])[2], cone.second(w[0], h[2], k[0]))
+    assert cone.second(w, h[:1], k[:, None]).shape == (4, 4, M)
+    from_torch = cone.second(*(torch.from_numpy(v) for v in (w, h, k)))
+    np.testing.assert_allclose(from_torch.numpy(), second, atol=1e-12)
+
+
 def test_rotate_and_unrotate_are_inverse(cone, w):
     spectrum = cone.spectrum(w)
     v = np.random.default_rng(2).standard_normal(w.shape)
@@ -146,6 +160,9 @@ def test_elementwise(to):
     assert spectrum.rotate(w) is w
     assert spectrum.unrotate(w) is w
     np.testing.assert_array_equal(np.asarray(w)[0, 0], 1.0)
+    second = cone.second(w, w, w[0])
+    assert type(second) is type(w)
+    np.testing.assert_array_equal(np.asarray(second), np.zeros((1, 8)))
 
 
 @pytest.mark.parametrize("to", [np.asarray, torch.from_numpy])
@@ -154,6 +171,7 @@ def test_no_rows(to):
     assert (cone.m, cone.groups, cone.elementwise) == (0, (), True)
     assert cone.project(to(np.zeros((3, 0)))).shape == (3, 0)
     assert cone.spectrum(to(np.zeros((3, 0)))).lam.shape == (3, 0)
+    assert cone.second(*[to(np.zeros((3, 0)))] * 3).shape == (3, 0)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

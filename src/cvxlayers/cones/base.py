@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["Array", "Cone", "at_least", "at_most", "frame_of_ray", "rescale", "within"]
+__all__ = ["EPS", "Array", "Cone", "at_least", "at_most", "frame_of_ray", "rescale", "within"]
 
 # A float64 array of any namespace that array-api-compat wraps; there is no common static type.
 Array: TypeAlias = Any
+
+# From 1 to the next float64.
+EPS = 2.0**-52
 
 
 class Cone(Protocol):
@@ -25,6 +28,15 @@ class Cone(Protocol):
     def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Any]:
         """Eigenvalues (..., c, q) and eigenvectors (..., c, q, q) of DΠ_K(w); None means I, and
         a long second-order cone has an `AxisRotation` in their place."""
+        ...
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """Second derivative D²Π_K(w)[h, k], of the shape to which the three broadcast.
+
+        It is bilinear, and ⟨D²Π[h, k], l⟩ is symmetric in all three. Exactly zero where Π is
+        linear. Where `spectrum` counts a weakly active constraint as active, this is the limit
+        from that side; what has no limit is zero.
+        """
         ...
 
 

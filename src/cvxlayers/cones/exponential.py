@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, device
 
 from cvxlayers.cones.base import Array, at_least, at_most, frame_of_ray, rescale, within
 from cvxlayers.cones.exponential_slope import FARTHEST, TINY, find_slope, weights
+from cvxlayers.cones.second_derivative import in_frame, on_units
 
 __all__ = ["Exponential"]
 
@@ -75,19 +76,9 @@ class Exponential:
         """
         xp = array_namespace(w)
         _, part = _split(xp, w, near)
-        ρ, decay = part.slope, part.decay
-        one, zero = xp.ones_like(ρ), xp.zeros_like(ρ)
-
-        # N and R up to the positive factors that keep e^|ρ| out; κ is unchanged.
-        right = ρ >= 0.0
-        grow, shrink = xp.where(right, 1.0, decay), xp.where(right, decay, 1.0)
-        normal = xp.stack([grow, (1.0 - ρ) * grow, -shrink], axis=-1)
-        ray = xp.stack([ρ * shrink, shrink, grow], axis=-1)
-        U, normal_length, ray_length = frame_of_ray(xp, normal, ray)
-
-        κ = ray_length / normal_length
-        tangent = part.y / at_least(xp, part.y + part.mu * κ * κ, TINY)
-        lam = xp.stack([zero, one, tangent], axis=-1)
+        frame = _frame(xp, part)
+        zero, one = xp.zeros_like(frame.lam), xp.ones_like(frame.lam)
+        lam = xp.stack([zero, one, frame.lam], axis=-1)
 
         positive = xp.astype(w > 0.0, w.dtype)
         negative = xp.astype(w < 0.0, w.dtype)
@@ -95,7 +86,78 @@ class Exponential:
         axes = xp.eye(3, dtype=w.dtype, device=device(w))
         lam = xp.where(part.face[..., None], on_face, lam)
         lam = xp.where(part.inside[..., None], 1.0, xp.where(part.polar[..., None], 0.0, lam))
-        return lam, xp.where(part.face[..., None, None], axes, U)
+        return lam, xp.where(part.face[..., None, None], axes, frame.U)
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k] = (h⊥·k⊥) v + (v·h) k⊥ + (v·k) h⊥ (see `second_derivative`).
+
+        In the notation of `spectrum`, |s| = y ‖R‖ and |p| = μ ‖N‖. With Y = y + μ κ², λ = y/Y,
+
+            T(r, t, t) = (1 - λ)/(Y ‖R‖),   T(n, t, t) = -λ κ²/(Y ‖N‖).
+
+        Along t, s and p keep their lengths, and s changes by λ t, so with R' = (1, 0, e^ρ)
+
+            ẏ/y = -ρ̇ (log ‖R‖)',   μ̇/μ = -ρ̇ (log ‖N‖)',   λ = y ρ̇ (R'·t) = y ρ̇/κ,
+
+        and λ = 1/(1 + μ κ²/y) with κ = e^-ρ ‖R‖/‖N‖ changes by
+
+            T(t, t, t) = -λ (1 - λ) (κ/Y) (3 (log ‖R‖)' - 3 (log ‖N‖)' - 2).
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, 3) that broadcast.
+
+        Returns
+        -------
+        array
+            Shape (..., c, 3): 0 strictly inside K, on the polar cone and on the face w_x, w_y <= 0.
+        """
+        xp = array_namespace(w, h, k)
+        return on_units(xp, lambda w, h, k: _second(xp, w, h, k), w, h, k)
+
+
+def _second(xp: Any, w: Array, h: Array, k: Array) -> Array:
+    _, part = _split(xp, w, None)
+    f = _frame(xp, part)
+    ρ, λ, Y, κ = part.slope, f.lam, f.total, f.stretch
+    # μ, or the factor of N, vanishes before κ² overflows.
+    rest = part.mu * κ * κ / Y
+    dlog_R = (ρ * f.shrink**2 + f.grow**2) / f.ray_length**2
+    dlog_N = ((ρ - 1.0) * f.grow**2 - f.shrink**2) / f.normal_length**2
+    n_tt = -λ * (f.grow / f.normal_length * κ * κ / Y)
+    r_tt = rest * (f.shrink / f.ray_length) / Y
+    t_tt = -λ * (rest * κ / Y) * (3.0 * dlog_R - 3.0 * dlog_N - 2.0)
+    linear = part.inside | part.polar | part.face
+    n_tt, r_tt, t_tt = (xp.where(linear, 0.0, a) for a in (n_tt, r_tt, t_tt))
+    return in_frame(xp, f.U, (n_tt, r_tt, t_tt), h, k)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The columns (n, r, t); the factors `grow` of N and `shrink` of R that keep e^|ρ| out, and
+    the lengths of N and R with them; κ, which is the same with them; Y = y + μ κ²; λ = y/Y."""
+
+    U: Array
+    grow: Array
+    shrink: Array
+    normal_length: Array
+    ray_length: Array
+    stretch: Array
+    total: Array
+    lam: Array
+
+
+def _frame(xp: Any, part: _Split) -> _Frame:
+    ρ, decay = part.slope, part.decay
+    right = ρ >= 0.0
+    grow, shrink = xp.where(right, 1.0, decay), xp.where(right, decay, 1.0)
+    normal = xp.stack([grow, (1.0 - ρ) * grow, -shrink], axis=-1)
+    ray = xp.stack([ρ * shrink, shrink, grow], axis=-1)
+    U, normal_length, ray_length = frame_of_ray(xp, normal, ray)
+    κ = ray_length / normal_length
+    Y = at_least(xp, part.y + part.mu * κ * κ, TINY)
+    return _Frame(U, grow, shrink, normal_length, ray_length, κ, Y, part.y / Y)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from cvxlayers.cones.base import Array, at_least
+from cvxlayers.cones.second_derivative import broadcast_zeros
 
 __all__ = ["NonNegative"]
 
@@ -55,3 +56,18 @@ class NonNegative:
             The identity.
         """
         return array_namespace(w).astype(w > 0.0, w.dtype), None
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k] = 0, on the kinks too.
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, q) that broadcast.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q), all 0.
+        """
+        return broadcast_zeros(array_namespace(w, h, k), w, h, k)

@@ -1,17 +1,4 @@
-"""The three-dimensional power cone.
-
-Away from K, its polar cone and the plane w_z = 0, Hien (2015), Proposition 2.2, writes the
-projection through r = |s_z| in (0, |w_z|) alone: with ν = |w_z| - r,
-
-    x = ½ (w_x + √(w_x² + 4 α r ν)),   y = ½ (w_y + √(w_y² + 4 (1 - α) r ν)),   x^α y^(1-α) = r.
-
-Both r and ν may be tiny, so the unknown is τ = log(r/ν). The residual
-
-    L(τ) = log r - α log x - (1 - α) log y
-
-crosses zero once, upwards. It is nearly straight in τ where x or y stays put or is proportional
-to ν, and in r or ν where it levels off; a Newton step in r is one in τ, transformed.
-"""
+"""The three-dimensional power cone, with the notation of `power_equation`."""
 
 from __future__ import annotations
 
@@ -23,12 +10,12 @@ from array_api_compat import array_namespace, device
 from numpy.typing import ArrayLike
 
 from cvxlayers.cones.base import Array, at_least, frame_of_ray, rescale
-from cvxlayers.cones.root_finding import CLOSE, EPS, find_root
+from cvxlayers.cones.power_equation import find_parts
+from cvxlayers.cones.second_derivative import in_frame, on_units
 
 __all__ = ["ThreeDimPower"]
 
-# r or ν below e^-100 |w_z| is zero for all purposes, and so is |w_z| below 1e-100 of the rest.
-FAR = 100.0
+# |w_z| below 1e-100 of the rest is zero for all purposes.
 FLAT = 1e-100
 
 
@@ -113,26 +100,94 @@ class ThreeDimPower:
         xp = array_namespace(w)
         α = _exponents(xp, self.alpha, w)
         _, part = _split(xp, w, self.alpha, near)
-        sign = xp.where(w[..., 2] < 0.0, -1.0, 1.0)
-
-        # Everything below is homogeneous in s: divide by its larger entry, and N by its own.
-        size = xp.maximum(part.x, part.y)
-        x, y, r = part.x / size, part.y / size, part.r / size
-        ray = xp.stack([x, y, sign * r], axis=-1)
-        normal = xp.stack([-α * r * y, -(1.0 - α) * r * x, sign * x * y], axis=-1)
-        normal_size = xp.max(xp.abs(normal), axis=-1)
-        U, n, R = frame_of_ray(xp, normal / normal_size[..., None], ray)
-
-        flatness = size * normal_size * n * n
-        curvature = part.nu * α * (1.0 - α) * (r / normal_size) * R * R
-        zero, one = xp.zeros_like(x), xp.ones_like(x)
-        lam = xp.stack([zero, one, flatness / (flatness + curvature)], axis=-1)
+        frame = _frame(xp, part, α, xp.where(w[..., 2] < 0.0, -1.0, 1.0))
+        tangent = frame.flatness / (frame.flatness + part.nu * frame.curvature)
+        zero, one = xp.zeros_like(tangent), xp.ones_like(tangent)
+        lam = xp.stack([zero, one, tangent], axis=-1)
 
         flat_lam = _spectrum_in_plane(xp, w, α)
         axes = xp.eye(3, dtype=w.dtype, device=device(w))
         lam = xp.where(part.flat[..., None], flat_lam, lam)
         lam = xp.where(part.inside[..., None], 1.0, xp.where(part.polar[..., None], 0.0, lam))
-        return lam, xp.where(part.flat[..., None, None], axes, U)
+        return lam, xp.where(part.flat[..., None, None], axes, frame.U)
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k] = (h⊥·k⊥) v + (v·h) k⊥ + (v·k) h⊥ (see `second_derivative`).
+
+        In the notation of `spectrum`, with M = N/(x y), |s| = ‖R‖, |p| = ν ‖M‖ and
+        λ = 1/(1 + ν κ²), ν κ² = α (1-α) |p| r ‖R‖²/(x² y² ‖M‖³). Along t, s and p keep their
+        lengths, and s changes by λ t. With σ = ±1 the sign of w_z,
+
+            (log x)˙ = (y² + (1-α) r²) λ γ,   (log y)˙ = -(x² + α r²) λ γ,   γ = -σ/(‖N‖ ‖R‖),
+            (log r)˙ = α (log x)˙ + (1-α) (log y)˙,
+            (log ‖M‖)˙ = α (1-α) ((log y)˙ - (log x)˙) (α r²/x² - (1-α) r²/y²)/‖M‖²,
+            T(t, t, t) = -λ (1-λ) ((log r)˙ - 2 (log x)˙ - 2 (log y)˙ - 3 (log ‖M‖)˙).
+
+        Sorted by monomials, which cancels nothing where x ≪ y or y ≪ x, this is
+        σ λ² (1-λ) E/(‖N‖³ ‖R‖) with
+
+            E = (1-2α) (y² N_x² + x² N_y² - (4 + 2 α (1-α)) r² N_z²)
+                + ((1+α) x² - (2-α) y²) N_z² + r² ((1+α) N_x² - (2-α) N_y²).
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, 3) that broadcast.
+
+        Returns
+        -------
+        array
+            Shape (..., c, 3): 0 strictly inside K and on the polar cone. Where w_z = 0 it is the
+            limit for α = ½ and 0 otherwise: with β the exponent of the positive entry, that is
+            the limit for β < 1/3 and β > 2/3, and else T(z, z, z) has none.
+        """
+        xp = array_namespace(w, h, k)
+        return on_units(xp, lambda w, h, k: _second(xp, self.alpha, w, h, k), w, h, k)
+
+
+def _second(xp: Any, alpha: Array, w: Array, h: Array, k: Array) -> Array:
+    α = _exponents(xp, alpha, w)
+    _, part = _split(xp, w, alpha, None)
+    sign = xp.where(w[..., 2] < 0.0, -1.0, 1.0)
+    f = _frame(xp, part, α, sign)
+    β = 1.0 - α
+    x2, y2, r2 = f.x**2, f.y**2, f.r**2
+    Nx2, Ny2, Nz2 = (f.normal[..., i] ** 2 for i in range(3))
+    E = (β - α) * (y2 * Nx2 + x2 * Ny2 - (4.0 + 2.0 * α * β) * r2 * Nz2)
+    E = E + ((1.0 + α) * x2 - (1.0 + β) * y2) * Nz2 + r2 * ((1.0 + α) * Nx2 - (1.0 + β) * Ny2)
+
+    n, R = f.normal_length, f.ray_length
+    total = f.flatness + part.nu * f.curvature
+    λ, rest = f.flatness / total, part.nu * f.curvature / total
+    n_tt = -λ * (f.curvature / total) * (xp.abs(f.normal[..., 2]) / n)
+    r_tt = rest * (f.normal_size * n * n / R / total)
+    t_tt = sign * λ * rest * (E / n / R / total)
+
+    # If r or ν should be smaller than FAR allows, they do not belong to x and y: take the limit 0.
+    residual = α * xp.log(f.x) + β * xp.log(f.y) - xp.log(f.r)
+    linear = part.inside | part.polar | (xp.abs(residual) > 1e-6)
+    flat = _second_in_plane(xp, w, α)
+    n_tt, r_tt, t_tt = (
+        xp.where(part.flat, b, xp.where(linear, 0.0, a))
+        for a, b in zip((n_tt, r_tt, t_tt), flat, strict=True)
+    )
+    axes = xp.eye(3, dtype=w.dtype, device=device(w))
+    U = xp.where(part.flat[..., None, None], axes, f.U)
+    return in_frame(xp, U, (n_tt, r_tt, t_tt), h, k)
+
+
+def _second_in_plane(xp: Any, w: Array, α: Array) -> tuple[Array, Array, Array]:
+    """T(x, z, z), T(y, z, z) and T(z, z, z) where w_z = 0 outside K and K°, not zero for α = ½.
+
+    There λ = p/(p + 2m), |s| = p, |p| = m, and the normal is minus the axis of m.
+    """
+    above, below = (at_least(xp, a, 0.0) for a in (w[..., :2], -w[..., :2]))
+    p, m = xp.max(above, axis=-1), xp.max(below, axis=-1)
+    total = xp.where(p > 0.0, p + 2.0 * m, 1.0)
+    weight = xp.where(α == 0.5, 2.0 / total, 0.0)
+    on_x, zero = above[..., 0] >= above[..., 1], xp.zeros_like(p)
+    along, across = weight * (m / total), weight * (p / total)
+    return xp.where(on_x, along, across), xp.where(on_x, across, along), zero
 
 
 def _exponents(xp: Any, alpha: Array, w: Array) -> Array:
@@ -153,6 +208,37 @@ def _spectrum_in_plane(xp: Any, w: Array, α: Array) -> Array:
     balanced = p / xp.where(p > 0.0, p + 2.0 * m, 1.0)
     across = xp.where(β < 0.5, 0.0, xp.where(β > 0.5, 1.0, balanced))
     return xp.concat([above, across[..., None]], axis=-1)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """x, y, r divided by the larger of x and y, N by their powers and `normal_size`; the frame
+    (n, r, t) and the lengths of these N and R; λ = flatness/(flatness + ν curvature)."""
+
+    U: Array
+    x: Array
+    y: Array
+    r: Array
+    normal: Array
+    normal_size: Array
+    normal_length: Array
+    ray_length: Array
+    flatness: Array
+    curvature: Array
+
+
+def _frame(xp: Any, part: _Split, α: Array, sign: Array) -> _Frame:
+    # All is homogeneous in s.
+    size = xp.maximum(part.x, part.y)
+    x, y, r = part.x / size, part.y / size, part.r / size
+    ray = xp.stack([x, y, sign * r], axis=-1)
+    normal = xp.stack([-α * r * y, -(1.0 - α) * r * x, sign * x * y], axis=-1)
+    normal_size = xp.max(xp.abs(normal), axis=-1)
+    normal = normal / normal_size[..., None]
+    U, n, R = frame_of_ray(xp, normal, ray)
+    flatness = size * normal_size * n * n
+    curvature = α * (1.0 - α) * (r / normal_size) * R * R
+    return _Frame(U, x, y, r, normal, normal_size, n, R, flatness, curvature)
 
 
 @dataclass(frozen=True)
@@ -183,47 +269,5 @@ def _split(xp: Any, w: Array, alpha: Array, near: Array | None) -> tuple[Array, 
     smooth = ~(inside | polar | flat)
     wx, wy, height = (xp.where(smooth, a, b) for a, b in ((wx, 0.0), (wy, 0.0), (height, 1.0)))
 
-    def parts(τ: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-        """The parts r, ν of |w_z|, the two square roots, x and y."""
-        ratio = xp.exp(-xp.abs(τ))
-        small, large = height * ratio / (1.0 + ratio), height / (1.0 + ratio)
-        r, nu = xp.where(τ < 0.0, small, large), xp.where(τ < 0.0, large, small)
-        root_x, x = _positive_root(xp, wx, α * r * nu)
-        root_y, y = _positive_root(xp, wy, (1.0 - α) * r * nu)
-        return r, nu, root_x, root_y, x, y
-
-    def evaluate(τ: Array) -> tuple[Array, tuple[Array, Array], Array]:
-        r, nu, root_x, root_y, x, y = parts(τ)
-        log_x, log_y = α * xp.log(x / r), (1.0 - α) * xp.log(y / r)
-        value = -(log_x + log_y)
-        # dx/dr = α (ν - r)/root_x, and dr/dτ = r ν/|w_z|.
-        inner = α / root_x * (α / x) + (1.0 - α) / root_y * ((1.0 - α) / y)
-        slope = (1.0 - r * inner * (nu - r)) * (nu / height)
-        straight = -value / xp.where(slope > 0.0, slope, 1.0)
-        noise = 1.0 + xp.abs(log_x) + xp.abs(log_y)
-        converged = (xp.abs(value) <= 4.0 * EPS * noise) | (xp.abs(straight) <= CLOSE)
-        # A step Δ in r is Δ = straight · r ν/|w_z|; then τ + step = log((r + Δ)/(ν - Δ)).
-        more, less = 1.0 + straight * (nu / height), 1.0 - straight * (r / height)
-        valid = (more > 0.0) & (less > 0.0)
-        levelling = xp.log(xp.where(valid, more, 1.0)) - xp.log(xp.where(valid, less, 1.0))
-        levelling = xp.where(valid, levelling, straight)
-        return value, (levelling, straight), converged
-
-    guess = xp.zeros_like(height)
-    if near is not None:
-        r = xp.abs(near[..., 2]) / scale[..., 0]
-        known = (r > 0.0) & (r < height)
-        r = xp.where(known, r, 0.5 * height)
-        guess = xp.log(r) - xp.log(height - r)
-    far = xp.full_like(height, FAR)
-    τ = find_root(xp, evaluate, -far, far, guess)
-    polished = τ + evaluate(τ)[1][1]
-    r, nu, _, _, x, y = parts(xp.where(xp.abs(polished - τ) <= 1e-3, polished, τ))
-    return scale, _Split(inside, polar, flat, x, y, r, nu)
-
-
-def _positive_root(xp: Any, b: Array, c: Array) -> tuple[Array, Array]:
-    """√(b² + 4c) and the positive root of t² - b t - c = 0, without cancellation."""
-    root = xp.sqrt(b * b + 4.0 * c)
-    far = 0.5 * (xp.abs(b) + root)
-    return root, xp.where(b >= 0.0, far, c / far)
+    guess = None if near is None else xp.abs(near[..., 2]) / scale[..., 0]
+    return scale, _Split(inside, polar, flat, *find_parts(xp, wx, wy, height, α, guess))

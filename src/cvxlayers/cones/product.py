@@ -13,6 +13,7 @@ from cvxlayers.cones.exponential import Exponential
 from cvxlayers.cones.nonneg import NonNegative
 from cvxlayers.cones.power import ThreeDimPower
 from cvxlayers.cones.psd import PSD
+from cvxlayers.cones.second_derivative import broadcast_zeros
 from cvxlayers.cones.second_order import SecondOrder
 from cvxlayers.cones.spectrum import Group, Spectrum
 from cvxlayers.cones.zero import Zero
@@ -171,6 +172,32 @@ class ProductCone:
             if U is not None:
                 blocks.append((group, U))
         return Spectrum(lam, tuple(blocks))
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """Second derivative D²Π_K(w)[h, k].
+
+        Parameters
+        ----------
+        w : array
+            Shape (B, m), finite.
+        h, k : array
+            Directions, of shapes that broadcast with that of w.
+
+        Returns
+        -------
+        array
+            Shape (B, m), or that to which the three broadcast.
+        """
+        xp = array_namespace(w, h, k)
+        second = broadcast_zeros(xp, w, h, k)
+        if self.elementwise:
+            return second
+        for group in self.groups:
+            if not isinstance(group.cone, Zero | NonNegative):
+                part = group.cone.second(*(group.blocks_of(xp, v) for v in (w, h, k)))
+                index = group.index_for(xp, w)
+                second[..., index] = xp.reshape(part, (*second.shape[:-1], group.rows.size))
+        return second
 
 
 def _groups(cone: Cone, blocks: Iterable[Iterable[int]]) -> tuple[Group, ...]:

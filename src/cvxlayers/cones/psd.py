@@ -10,7 +10,8 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from cvxlayers.cones.base import Array, at_least
+from cvxlayers.cones.base import EPS, Array, at_least
+from cvxlayers.cones.second_derivative import on_units
 
 __all__ = ["PSD", "smat", "svec", "triangle"]
 
@@ -199,3 +200,59 @@ class PSD:
         products = products + xp.take(upper, j, axis=-1) * xp.take(lower, i, axis=-1)
         weight = np.where(rows == cols, 0.5**0.5, 1.0)
         return lam, products * _like(xp, weight[:, None] * weight, w)
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k] from second divided differences of f = max(·, 0).
+
+        Around a matrix without the eigenvalue 0, f(X) is the Cauchy integral of f(z) (z - X)^-1,
+        whose second derivative is R H R K R + R K R H R for R = (z - X)^-1. With
+        w = svec(V diag(l) Vᵀ) and H = Vᵀ smat(h) V, K = Vᵀ smat(k) V, therefore
+
+            (Vᵀ smat(D²Π[h, k]) V)ᵢⱼ = Σ_g f[lᵢ, l_g, lⱼ] (H_ig K_gj + K_ig H_gj).
+
+        f[a, b, c] is 0 if all three are positive or none is. If one, say c, is alone on its side,
+        it is |c|/((|a| + |c|)(|b| + |c|)). With Wᵢⱼ = 1/(|lᵢ| + |lⱼ|) for two on different sides
+        and 0 otherwise, Ĥ = W ∘ H, M = diag(|l|), and H₌ the entries of H with two on one side,
+        the sum is
+
+            Ĥ M K̂ + K̂ M Ĥ + W ∘ (Q + Qᵀ),   Q = (H₌ K̂ + K₌ Ĥ) M.
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, q) that broadcast.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q). Eigenvalues of w within rounding of zero count as zero, and these as
+            not positive; two such on different sides would differ by their rounding errors alone.
+
+        References
+        ----------
+        N. J. Higham, Functions of Matrices (2008), Sections 1.2.3 and 3.2.
+        """
+        xp = array_namespace(w, h, k)
+        return on_units(xp, lambda w, h, k: _second(xp, w, h, k), w, h, k)
+
+
+def _second(xp: Any, w: Array, h: Array, k: Array) -> Array:
+    values, V = xp.linalg.eigh(smat(w))
+    magnitude = xp.abs(values)
+    rounding = values.shape[-1] * EPS * xp.max(magnitude, axis=-1, keepdims=True)
+    magnitude = xp.where(magnitude <= rounding, 0.0, magnitude)
+    positive = values > rounding
+    apart = positive[..., :, None] != positive[..., None, :]
+    total = magnitude[..., :, None] + magnitude[..., None, :]
+    W = xp.where(apart, 1.0 / xp.where(apart, total, 1.0), 0.0)
+
+    VT = xp.matrix_transpose(V)
+    H, K = (xp.matmul(VT, xp.matmul(smat(a), V)) for a in (h, k))
+    H_across, K_across = W * H, W * K
+    H_same, K_same = (xp.where(apart, 0.0, a) for a in (H, K))
+    M = magnitude[..., None, :]
+    half = xp.matmul(H_across * M, K_across)
+    Q = xp.matmul(H_same, K_across) + xp.matmul(K_same, H_across)
+    half = half + W * Q * M
+    total = half + xp.matrix_transpose(half)
+    return svec(xp.matmul(V, xp.matmul(total, VT)))

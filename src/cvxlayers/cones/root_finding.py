@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cvxlayers.cones.base import Array, within
+from cvxlayers.cones.base import EPS, Array, within
 
-__all__ = ["CLOSE", "EPS", "find_root"]
+__all__ = ["CLOSE", "find_root"]
 
-EPS = 2.0**-52
 # One more Newton step from this close is at rounding level.
 CLOSE = 1e-10
 # Bisection alone narrows the widest bracket in use (2200) to rounding in 64 steps; a Newton step

@@ -7,6 +7,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from cvxlayers.cones.base import Array, rescale
+from cvxlayers.cones.second_derivative import broadcast_zeros, on_units, symmetric_product
 
 __all__ = ["AxisRotation", "SecondOrder"]
 
@@ -175,6 +176,43 @@ class SecondOrder:
 
         rotation = AxisRotation(axis)
         return lam, rotation if self.q >= LONG else rotation.matrix()
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k] = (h⊥·k⊥) v + (v·h) k⊥ + (v·k) h⊥, in a number of operations O(q).
+
+        See `second_derivative`, with the ray (1, u)/√2, the normal (-1, u)/√2 and, for ϱ = ‖w₁‖,
+        λ = (1 + w₀/ϱ)/2, |s| = (ϱ + w₀)/√2, |p| = (ϱ - w₀)/√2: between K and its polar cone
+
+            h⊥ = (0, h₁ - (u·h₁) u),   v = (1, -(w₀/ϱ) u)/(2ϱ).
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, q) that broadcast.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q): 0 where w₀ > ‖w₁‖ or w₀ <= -‖w₁‖.
+        """
+        xp = array_namespace(w, h, k)
+        if self.q == 1:
+            return broadcast_zeros(xp, w, h, k)
+        return on_units(xp, lambda w, h, k: _second(xp, w, h, k), w, h, k)
+
+
+def _second(xp: Any, w: Array, h: Array, k: Array) -> Array:
+    w0, length, axis = _polar_form(xp, w)
+    between = (w0 <= length) & (w0 > -length)
+    safe = xp.where(between, length, 1.0)
+    v = xp.concat([xp.ones_like(w0), -(w0 / safe) * axis], axis=-1) / (2.0 * safe)
+
+    def across(h: Array) -> Array:
+        rest = h[..., 1:]
+        part = rest - xp.sum(axis * rest, axis=-1, keepdims=True) * axis
+        return xp.concat([xp.zeros_like(part[..., :1]), part], axis=-1)
+
+    return symmetric_product(xp, xp.where(between, v, 0.0), h, k, across(h), across(k))
 
 
 def _polar_form(xp: Any, w: Array) -> tuple[Array, Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from cvxlayers.cones.base import Array
+from cvxlayers.cones.second_derivative import broadcast_zeros
 
 __all__ = ["Zero"]
 
@@ -55,3 +56,18 @@ class Zero:
             The identity.
         """
         return array_namespace(w).zeros_like(w), None
+
+    def second(self, w: Array, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k] = 0.
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, q) that broadcast.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q), all 0.
+        """
+        return broadcast_zeros(array_namespace(w, h, k), w, h, k)
