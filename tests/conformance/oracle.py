@@ -156,8 +156,7 @@ def _relative(errors: Sequence[Array], exact: Sequence[Array]) -> list[float]:
 
 def _directions(parameter: cp.Parameter, value: Array) -> Array:
     """Return directions of a parameter, scaled so that a step of 1e-2 changes it by about 1 %."""
-    typical = np.sqrt(np.mean(value**2)) or 1.0
-    scale = np.abs(value) + 0.1 * typical
+    scale = sizes(value)
     # Fixed, and the same for parameters of the same size: nothing depends on their order.
     rng = np.random.default_rng(value.size)
     if value.size <= _ALL_ENTRIES:
@@ -169,26 +168,61 @@ def _directions(parameter: cp.Parameter, value: Array) -> Array:
     return ds
 
 
+def sizes(value: Array) -> Array:
+    """Return the size of each entry, that of a zero from the others'."""
+    typical = np.sqrt(np.mean(value**2)) or 1.0
+    return np.abs(value) + 0.1 * typical
+
+
 def _extrapolate(
     sides: Callable[[float], tuple[Array, Array]], center: float
 ) -> tuple[Array, Array, Array]:
     """Return derivatives, error estimates and kinks along all directions of one parameter."""
-    best, best_error = np.zeros(0), np.full(1, np.inf)
-    h, row, steps, seconds = _FIRST_STEP, [], [], []
-    for _ in range(_LEVELS):
+    steps, seconds = [], []
+
+    def differences(h: float) -> Array:
         plus, minus = sides(h)
         steps.append(h)
         seconds.append((plus - 2 * center + minus) / (2 * h))
-        previous, row = row, [(plus - minus) / (2 * h)]
+        return (plus - minus) / (2 * h)
+
+    best, error = extrapolate(differences)
+    return best, error, _kink(steps, seconds)
+
+
+def extrapolate(
+    differences: Callable[[float], Array],
+    *,
+    first_step: float = _FIRST_STEP,
+    ratio: float = _RATIO,
+    levels: int = _LEVELS,
+    enough: float = _ENOUGH,
+) -> tuple[Array, Array]:
+    """Return the limit, and its error estimate, of differences that are even in the step.
+
+    Parameters
+    ----------
+    differences
+        Called with the steps ``first_step / ratio**k``. An array: the best entry of the tableau
+        is chosen by the norm of the error.
+    first_step, ratio, levels
+        The steps.
+    enough
+        Relative error estimate at which no smaller step is tried.
+    """
+    best, best_error = np.zeros(0), np.full(1, np.inf)
+    h, row = first_step, []
+    for _ in range(levels):
+        previous, row = row, [differences(h)]
         for j, coarse in enumerate(previous):
-            row.append(row[j] + (row[j] - coarse) / (_RATIO ** (2 * (j + 1)) - 1))
+            row.append(row[j] + (row[j] - coarse) / (ratio ** (2 * (j + 1)) - 1))
             error = np.maximum(np.abs(row[j + 1] - row[j]), np.abs(row[j + 1] - coarse))
             if np.linalg.norm(error) < np.linalg.norm(best_error):
                 best, best_error = row[j + 1], error
-        if np.linalg.norm(best_error) <= _ENOUGH * np.linalg.norm(best):
+        if np.linalg.norm(best_error) <= enough * np.linalg.norm(best):
             break
-        h /= _RATIO
-    return best, best_error, _kink(steps, seconds)
+        h /= ratio
+    return best, best_error
 
 
 def _kink(steps: list[float], seconds: list[Array]) -> Array:
