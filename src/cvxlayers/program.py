@@ -267,3 +267,27 @@ class Linearization(Protocol):
     def jvp(self, tangent: ProgramTangent, wanted: Wanted) -> tuple[Array, Array]:
         """Change (dx, dz) of the solution along a change of the wanted entries."""
         ...
+
+    def hvp(
+        self, gx: Array, gz: Array | None, tangent: ProgramTangent, wanted: Wanted
+    ) -> ProgramTangent:
+        """Change of what `vjp` returns along a change of the wanted entries, gx and gz fixed.
+
+        Raises
+        ------
+        NotImplementedError
+            If this derivative has no derivative of its own.
+        """
+        ...
+
+    def jvp2(
+        self, tangent: ProgramTangent, other: ProgramTangent, wanted: Wanted
+    ) -> tuple[Array, Array]:
+        """Change of what `jvp` returns for `tangent` along `other`.
+
+        Raises
+        ------
+        NotImplementedError
+            If this derivative has no derivative of its own.
+        """
+        ...

@@ -1,4 +1,4 @@
-"""The derivative at a batch of solutions.
+"""The derivative at a batch of solutions, first and second.
 
 From F(x, w; P, q, A, b) = 0 (see polish) the adjoint for a gradient (g_x, g_z) is
 
@@ -12,11 +12,26 @@ and the directional derivative along (dP, dq, dA, db)
 K is symmetric, so one factor serves both. Agrawal, Barratt, Boyd, Busseti & Moursi,
 *Differentiating through a cone program*, 2019, derive the same derivative through the homogeneous
 embedding, whose Jacobian is neither symmetric nor reduced to the coupled rows.
+
+Differentiating the second line once more, along a second direction whose quantities carry a prime,
+with c = D²Π(w)[ẇ, w'] and ẇ = ṡ − ż, ṡ = r₂ − A ẋ:
+
+    r₁' = −(Ṗ x' + P'ẋ + Ȧᵀz' + A'ᵀż) − Aᵀc,  r₂' = −(Ȧ x' + A'ẋ) − c
+    K [ẋ'; Uᵀ(ż' − c)] = [r₁'; Uᵀ r₂']
+
+Its adjoint in the first direction, for a gradient (g_x, g_z) whose (u, v) are those above, is that
+of a gradient of its own plus what (u, v) and (x', z') give. With h = g_z − v − A u and
+κ = D²Π(w)[w', h] (D²Π is symmetric in all three arguments, Π being a gradient):
+
+    K [a; v̄₂] = [−(P'u + A'ᵀv) − Aᵀκ; Uᵀ(−A'u − κ)],   e = U v̄₂ + κ
+    dq = −a,  db = e,  dP = −sym(a xᵀ + u x'ᵀ),  dA = −(z aᵀ + e xᵀ) − (z' uᵀ + v x'ᵀ)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +58,7 @@ class ImplicitDerivative:
     system : System, optional
         A factored system; what of it is valid at these points is used.
     tau : ndarray, optional
-        Row scales under which the system is factored (see `balance`), shape (B, m).
+        Row scales under which everything is computed (see `balance`), shape (B, m).
     """
 
     def __init__(
@@ -56,52 +71,119 @@ class ImplicitDerivative:
         system: System | None = None,
         tau: Array | None = None,
     ):
-        self.geometry, self.program = geometry, program
-        self.x, self.z, self.s = x, z, s
-        self._nearby, self._tau = system, tau
+        self.geometry, self.x, self.z, self.s = geometry, x, z, s
+        self._tau, self._nearby = tau, system
+        # What follows is in scaled rows.
+        if tau is not None:
+            program, z, s = scale_rows(geometry, program, tau), z * tau, s / tau
+        self._program, self._z, self._s = program, z, s
 
     @cached_property
     def system(self) -> System:
         """The factored KKT system, made when it is first needed."""
-        program, z, s, tau = self.program, self.z, self.s, self._tau
-        if tau is not None:
-            program, z, s = scale_rows(self.geometry, program, tau), z * tau, s / tau
-        w, nearby = s - z, self._nearby
+        program, w, nearby = self._program, self._s - self._z, self._nearby
         self._nearby = None
         if nearby is None:
-            return factor(self.geometry, program, w, s)
+            return factor(self.geometry, program, w, self._s)
         stale = np.flatnonzero(~nearby.is_at(w))
         if not len(stale):
             return nearby
         part = program if len(stale) == len(w) else program.take(stale)
-        return nearby.replaced(stale, factor(self.geometry, part, w[stale], s[stale]))
+        return nearby.replaced(stale, factor(self.geometry, part, w[stale], self._s[stale]))
 
     def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
         """See `cvxlayers.program.Linearization`."""
-        system = self.system
-        spectrum = system.spectrum
-        tau = self._tau
-        if gz is not None:
-            gz = spectrum.rotate(gz if tau is None else gz / tau)
-        u, v = system.solve(gx, gz)
-        v = spectrum.unrotate(v)
-        if tau is not None:
-            v = v / tau
-        return contract(self.geometry, u, v, self.x, self.z, wanted)
+        u, v = self._adjoint(gx, self._over_tau(gz))
+        return contract(self.geometry, u, self._over_tau(v), self.x, self.z, wanted)
 
     def jvp(self, tangent: ProgramTangent, wanted: Wanted) -> tuple[Array, Array]:
         """See `cvxlayers.program.Linearization`."""
+        along = self._along(tangent, wanted)
+        return along.dx, self._over_tau(along.dz)
+
+    def hvp(
+        self, gx: Array, gz: Array | None, tangent: ProgramTangent, wanted: Wanted
+    ) -> ProgramTangent:
+        """See `cvxlayers.program.Linearization`."""
+        geometry, gz = self.geometry, self._over_tau(gz)
+        along = self._along(tangent, wanted)
+        u, v = self._adjoint(gx, gz)
+        right_x = -(geometry.apply_P(along.P, u) + geometry.apply_At(along.A, v))
+        right_z = -geometry.apply_A(along.A, u)
+        if geometry.cone.elementwise:
+            a, e = self._adjoint(right_x, right_z)
+        else:
+            h = -(v + geometry.apply_A(self._program.A, u))
+            kappa = self._bend(along.dw, h if gz is None else h + gz)
+            right_x -= geometry.apply_At(self._program.A, kappa)
+            a, e = self._adjoint(right_x, right_z - kappa)
+            e += kappa
+        v, e, dz = self._over_tau(v), self._over_tau(e), self._over_tau(along.dz)
+        total = contract(geometry, a, e, self.x, self.z, wanted)
+        mixed = contract(geometry, u, v, along.dx, dz, wanted)
+        return replace(total, P=total.P + mixed.P, A=total.A + mixed.A)
+
+    def jvp2(
+        self, tangent: ProgramTangent, other: ProgramTangent, wanted: Wanted
+    ) -> tuple[Array, Array]:
+        """See `cvxlayers.program.Linearization`."""
+        geometry = self.geometry
+        one, two = self._along(tangent, wanted), self._along(other, wanted)
+        r1 = -(geometry.apply_P(one.P, two.dx) + geometry.apply_At(one.A, two.dz))
+        r1 -= geometry.apply_P(two.P, one.dx) + geometry.apply_At(two.A, one.dz)
+        r2 = -(geometry.apply_A(one.A, two.dx) + geometry.apply_A(two.A, one.dx))
+        if geometry.cone.elementwise:
+            dx, dz = self.system.newton(r1, r2)
+        else:
+            c = self._bend(one.dw, two.dw)
+            dx, dz = self.system.newton(r1 - geometry.apply_At(self._program.A, c), r2 - c)
+            dz = dz + c
+        return dx, self._over_tau(dz)
+
+    def _along(self, tangent: ProgramTangent, wanted: Wanted) -> _Direction:
         structure, geometry = self.geometry.structure, self.geometry
         dP = _fill(tangent.P, wanted.P, structure.P.nnz)
         dA = _fill(tangent.A, wanted.A, structure.A.nnz)
         dq = _fill(tangent.q, wanted.q, structure.n)
-        db = _fill(tangent.b, wanted.b, structure.m)
-        r1 = -(geometry.apply_P(dP, self.x) + dq + geometry.apply_At(dA, self.z))
+        db = self._over_tau(_fill(tangent.b, wanted.b, structure.m))
+        if self._tau is not None:
+            dA = dA / self._tau[:, structure.A.rows]
+        r1 = -(geometry.apply_P(dP, self.x) + dq + geometry.apply_At(dA, self._z))
         r2 = db - geometry.apply_A(dA, self.x)
-        if self._tau is None:
-            return self.system.newton(r1, r2)
-        dx, dz = self.system.newton(r1, r2 / self._tau)
-        return dx, dz / self._tau
+        dx, dz = self.system.newton(r1, r2)
+        return _Direction(geometry, self._program.A, dP, dA, r2, dx, dz)
+
+    def _adjoint(self, gx: Array, gz: Array | None) -> tuple[Array, Array]:
+        """(u, v) for a gradient; gz and v in scaled rows."""
+        spectrum = self.system.spectrum
+        u, v = self.system.solve(gx, None if gz is None else spectrum.rotate(gz))
+        return u, spectrum.unrotate(v)
+
+    def _bend(self, h: Array, k: Array) -> Array:
+        """D²Π(w)[h, k]."""
+        return self.geometry.cone.second(self._s - self._z, h, k)
+
+    def _over_tau(self, v: Any) -> Any:
+        return v if v is None or self._tau is None else v / self._tau
+
+
+@dataclass(frozen=True, eq=False)
+class _Direction:
+    """P and A of a direction, r₂, and the change (dx, dz) of the points along it, in scaled rows
+    of a program with the values A."""
+
+    geometry: Geometry
+    program_A: Array
+    P: Array
+    A: Array
+    r2: Array
+    dx: Array
+    dz: Array
+
+    @property
+    def dw(self) -> Array:
+        """ds − dz with ds = r₂ − A dx."""
+        return self.r2 - self.geometry.apply_A(self.program_A, self.dx) - self.dz
 
 
 def contract(

@@ -24,6 +24,11 @@ __all__ = ["DiffcpDerivative"]
 
 Array = NDArray[np.float64]
 
+_NO_SECOND = (
+    "The derivative that DIFFCP brings has no derivative of its own. Leave solver=None for second "
+    "derivatives."
+)
+
 
 class DiffcpDerivative:
     """The derivative of diffcp at the solutions of a batch: a `Linearization`.
@@ -97,6 +102,16 @@ class DiffcpDerivative:
 
         self._for_each_solved(one)
         return dx, dz
+
+    def hvp(
+        self, gx: Array, gz: Array | None, tangent: ProgramTangent, wanted: Wanted
+    ) -> ProgramTangent:
+        raise NotImplementedError(_NO_SECOND)
+
+    def jvp2(
+        self, tangent: ProgramTangent, other: ProgramTangent, wanted: Wanted
+    ) -> tuple[Array, Array]:
+        raise NotImplementedError(_NO_SECOND)
 
     def _for_each_solved(self, one: Callable[[int, Implicit | Perturbed], None]) -> None:
         kind = Perturbed if self._settings.is_lpgd else Implicit
