@@ -42,7 +42,7 @@ class Setup:
 
     def program(self) -> ConeProgram:
         """What the layer's solver is given."""
-        canonical = self.layer.solution_map.canonical
+        canonical = self.layer.operations.solution_map.canonical
         values = [value.detach().numpy() for value in self.inputs]
         theta = [
             value.reshape(-1, spec.size)

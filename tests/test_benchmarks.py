@@ -24,7 +24,7 @@ B = 3
 
 def recovered(setup: Any, **settings: float) -> list[np.ndarray]:
     """The variables' values from the bare loop."""
-    canonical = setup.layer.solution_map.canonical
+    canonical = setup.layer.operations.solution_map.canonical
     x = peers.BareLoop(setup.program(), threads=2, **settings).solve()
     return canonical.recover(x, np.zeros((B, canonical.structure.m)))
 

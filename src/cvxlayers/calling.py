@@ -1,116 +1,281 @@
-"""Parameter values as a caller gives them → (B or 1, size) arrays, and gradients back.
+"""From a caller's arguments to flat arrays with one batch axis, and back.
 
 Leading axes are batch axes and broadcast against each other as in NumPy. A parameter that has
 none, or only axes of length one, is shared by the batch and never expanded.
+
+A framework that maps a function over an axis (`vmap`) puts that axis before all others. Such
+*mapped* axes are batch axes like the others but for one thing: gradients are not summed over them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.canonicalize import ParameterSpec
-from cvxlayers.errors import ParameterValueError
+from cvxlayers.canonicalize import OutputSpec, ParameterSpec
+from cvxlayers.errors import ParameterTypeError, ParameterValueError
 
-__all__ = ["Bound", "bind"]
+__all__ = ["Layout", "arrange", "broadcast", "constant"]
 
 Array = NDArray[np.float64]
-
-# Rounding that a value computed in single precision may carry.
-SYMMETRY = 1e-5
-DEFINITENESS = 1e-6
+Shape = tuple[int, ...]
 
 
-@dataclass(eq=False)
-class Bound:
-    """Parameter values, checked and flattened.
-
-    Attributes
-    ----------
-    theta : list of ndarray
-        Shape (B, size), or (1, size) where shared.
-    batch_shape : tuple of int
-        The broadcast leading axes; B is their product.
-    leading : sequence of tuple of int
-        Leading axes of every value as it was given.
-    specs : sequence of ParameterSpec
-    """
-
-    theta: list[Array]
-    batch_shape: tuple[int, ...]
-    leading: Sequence[tuple[int, ...]]
-    specs: Sequence[ParameterSpec]
-
-    def unbind(self, gradients: Sequence[Array]) -> list[Array]:
-        """Gradients of theta's shapes, summed over broadcast axes to the caller's shapes."""
-        return [
-            _sum_to(gradient, lead, spec.shape, self.batch_shape)
-            for gradient, lead, spec in zip(gradients, self.leading, self.specs, strict=True)
-        ]
-
-    def bind_tangents(self, tangents: Sequence[Array]) -> list[Array]:
-        """Tangents of the caller's shapes, flattened like theta."""
-        return [
-            _flatten(tangent, lead, self.batch_shape)
-            for tangent, lead in zip(tangents, self.leading, strict=True)
-        ]
-
-
-def bind(values: Sequence[Array], specs: Sequence[ParameterSpec], allow_nan: bool = False) -> Bound:
-    """Check values against the parameters and flatten them.
+def arrange(
+    positional: Sequence[Any], named: Mapping[str, Any], specs: Sequence[ParameterSpec]
+) -> list[Any]:
+    """The values of a call in the order of the parameters.
 
     Parameters
     ----------
-    values : sequence of float64 ndarray
-        In the order of the layer's parameters, shape (*batch, *parameter shape).
+    positional : sequence
+        Values of the first parameters.
+    named : mapping
+        Values of the others by the names of their `cvxpy.Parameter`.
     specs : sequence of ParameterSpec
-    allow_nan : bool
-        Whether an instance may have values that are not finite. It will not be solved.
 
     Raises
     ------
     ParameterValueError
-        Naming the parameter, what was expected, what came and what to do.
+        If a value is missing, or given twice, or has a name that no parameter has, or that
+        several have.
     """
-    if len(values) != len(specs):
+    if len(positional) == len(specs) and not named:
+        return list(positional)
+    names = [spec.name for spec in specs]
+    listed = ", ".join(names) if names else "none"
+    values = dict(enumerate(positional))
+    if len(positional) > len(specs):
         raise ParameterValueError(
-            f"Expected {len(specs)} parameter values ({', '.join(spec.name for spec in specs)}), "
-            f"got {len(values)}. Pass one for every entry of `parameters`, in that order."
+            f"Expected {len(specs)} parameter values ({listed}), got {len(positional)}. Pass one "
+            "for every entry of `parameters`, in that order; options such as solver_args go by "
+            "keyword."
         )
-    leading = []
-    for value, spec in zip(values, specs, strict=True):
-        shape = spec.shape
-        batch_axes = value.ndim - len(shape)
-        if batch_axes < 0 or value.shape[batch_axes:] != shape:
+    for name, value in named.items():
+        places = [spec.position for spec in specs if spec.name == name]
+        if not places:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ParameterValueError(
-                f"Parameter {spec.label}: expected shape {shape} or "
-                f"({', '.join(['*batch', *map(str, shape)])}), got {value.shape}."
+                f"There is no parameter or option {name!r}.{hint} The parameters are: {listed}."
             )
-        leading.append(value.shape[:batch_axes])
-        is_finite = np.isfinite(value).all()
-        if not (is_finite or allow_nan):
-            raise ParameterValueError(_not_finite(value, spec))
-        if spec.attributes:
-            _check_attributes(value if is_finite else _finite_part(value, spec), spec)
-    batch_shape = _broadcast(leading, specs)
-    theta = [
-        _flatten(value, lead, batch_shape) for value, lead in zip(values, leading, strict=True)
-    ]
-    return Bound(theta, batch_shape, leading, specs)
+        if len(places) > 1:
+            raise ParameterValueError(
+                f"{len(places)} parameters have the name {name!r}. Pass them by position, or give "
+                "each cp.Parameter a name of its own."
+            )
+        if places[0] in values:
+            raise ParameterValueError(
+                f"Parameter {specs[places[0]].label} was given twice, by position and by name. "
+                "Leave one out."
+            )
+        values[places[0]] = value
+    missing = [spec for spec in specs if spec.position not in values]
+    if missing:
+        raise ParameterValueError(
+            f"Expected {len(specs)} parameter values ({listed}), got {len(values)}: "
+            f"{', '.join(spec.label for spec in missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. Pass one for every entry of "
+            "`parameters`, by position or by name."
+        )
+    return [values[k] for k in range(len(specs))]
 
 
-def _broadcast(
-    leading: Sequence[tuple[int, ...]], specs: Sequence[ParameterSpec]
-) -> tuple[int, ...]:
+def constant(value: Any, spec: ParameterSpec) -> Array:
+    """A value that belongs to no framework (a number, a list, a NumPy array) as an array.
+
+    Raises
+    ------
+    ParameterTypeError
+        If it is anything else.
+    """
+    array: Any = None
+    if isinstance(value, np.ndarray | np.generic | bool | int | float | list | tuple):
+        with contextlib.suppress(ValueError):  # a ragged list
+            array = np.asarray(value)
+    if array is None or array.dtype.kind not in "fiub":
+        kind = type(value).__name__ if array is None else f"{type(value).__name__} of {array.dtype}"
+        raise ParameterTypeError(
+            f"Parameter {spec.label}: expected an array of the layer's framework, a NumPy array, "
+            f"a list or a number, all of real numbers, got {kind}."
+        )
+    return array.astype(np.float64)
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """`numpy.broadcast_shapes`, for lengths that may be symbols of a compiler, too."""
+    result: list[int] = []
+    for shape in shapes:
+        result = [1] * (len(shape) - len(result)) + result
+        for k, length in enumerate(shape, len(result) - len(shape)):
+            if result[k] == 1:
+                result[k] = length
+            elif length != 1 and length != result[k]:
+                raise ValueError(f"{shapes} do not broadcast")
+    return tuple(result)
+
+
+class Layout:
+    """How the values of one call lie: shapes in, flat arrays, shapes out.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple of int
+        Of the parameter values, (*mapped, *batch, *parameter shape).
+    specs : sequence of ParameterSpec
+    mapped : int
+        Number of mapped axes; every array has them, of length one where it does not vary.
+
+    Attributes
+    ----------
+    batch_shape : tuple of int
+        The leading axes of the outputs, mapped ones included; B is their product.
+
+    Raises
+    ------
+    ParameterValueError
+        If a shape does not fit its parameter, or the batch axes do not broadcast.
+    """
+
+    def __init__(self, shapes: Sequence[Shape], specs: Sequence[ParameterSpec], mapped: int = 0):
+        self.specs, self.mapped = specs, mapped
+        leading = []
+        for full, spec in zip(shapes, specs, strict=True):
+            given, shape = full[mapped:], spec.shape
+            axes = len(given) - len(shape)
+            if axes < 0 or given[axes:] != shape:
+                raise ParameterValueError(
+                    f"Parameter {spec.label}: expected shape {shape} or "
+                    f"({', '.join(['*batch', *map(str, shape)])}), got {given}."
+                )
+            leading.append(given[:axes])
+        self.leading: Sequence[Shape] = leading
+        self.mapped_shape = _broadcast([s[:mapped] for s in shapes], specs)
+        self.inner_shape = _broadcast(leading, specs)
+        self.batch_shape = self.mapped_shape + self.inner_shape
+
+    @cached_property
+    def batch(self) -> int:
+        """B."""
+        return math.prod(self.batch_shape)
+
+    @cached_property
+    def is_mapped(self) -> bool:
+        """Whether mapped axes have more than one place."""
+        return math.prod(self.mapped_shape) != 1
+
+    def flatten(self, values: Sequence[Array]) -> list[Array]:
+        """Parameter values as (B, size), or (1, size) where shared."""
+        return [self._flat(v, lead) for v, lead in zip(values, self.leading, strict=True)]
+
+    def flatten_tangents(self, tangents: Sequence[Array | None]) -> list[Array]:
+        """Tangents, shaped like the values (None: zero), as (B, size) or (1, size)."""
+        return [
+            np.zeros((1, spec.size)) if t is None else self._flat(t, lead)
+            for t, lead, spec in zip(tangents, self.leading, self.specs, strict=True)
+        ]
+
+    def flatten_outputs(
+        self, gradients: Sequence[Array | None], specs: Sequence[OutputSpec]
+    ) -> list[Array | None]:
+        """Gradients for the outputs, (*mapped, *batch, *shape) (None: zero), as (B, size)."""
+        return [
+            None
+            if g is None
+            else np.broadcast_to(g, self.batch_shape + spec.shape).reshape(
+                self.batch, spec.recovery.size
+            )
+            for g, spec in zip(gradients, specs, strict=True)
+        ]
+
+    def expand(self, flat: Sequence[Array]) -> list[Array]:
+        """What `flatten` gave, such that gradients of the same shape are not summed over mapped
+        axes: (B, size) throughout if there are such."""
+        if not self.is_mapped:
+            return list(flat)
+        return [np.broadcast_to(f, (self.batch, f.shape[1])) for f in flat]
+
+    def unflatten(self, gradients: Sequence[Array]) -> list[Array]:
+        """Gradients of the shapes of `expand`, summed over broadcast axes to
+        (*mapped, *batch, *parameter shape)."""
+        return [
+            self._sum_to(g, lead, spec.shape)
+            for g, lead, spec in zip(gradients, self.leading, self.specs, strict=True)
+        ]
+
+    def slices(
+        self, arrays: Sequence[Sequence[Array | None]]
+    ) -> tuple[Shape, Iterator[tuple[tuple[slice, ...], list[list[Array | None]]]]]:
+        """Arrays that vary along mapped axes where the parameter values do not, piece by piece.
+
+        Returns
+        -------
+        shape : tuple of int
+            Of the mapped axes of all together.
+        pieces : iterator
+            Where a piece belongs, and the piece of every array.
+        """
+        mapped, own = self.mapped, self.mapped_shape
+        present = [a for group in arrays for a in group if a is not None]
+        full = broadcast(own, *(a.shape[:mapped] for a in present))
+        extra = [k for k in range(mapped) if full[k] != own[k]]
+
+        def pieces() -> Iterator[tuple[tuple[slice, ...], list[list[Array | None]]]]:
+            for index in np.ndindex(*(full[k] for k in extra)):
+                place = [slice(None)] * mapped
+                for k, i in zip(extra, index, strict=True):
+                    place[k] = slice(i, i + 1)
+                yield (
+                    tuple(place),
+                    [[None if a is None else _piece(a, place, extra) for a in g] for g in arrays],
+                )
+
+        return full, pieces()
+
+    def _flat(self, value: Array, lead: Shape) -> Array:
+        m = self.mapped
+        shape = value.shape[m + len(lead) :]
+        size = math.prod(shape)
+        axes = value.shape[: m + len(lead)]
+        if axes == self.batch_shape:
+            return value.reshape(self.batch, size)
+        if all(length == 1 for length in axes):
+            return value.reshape(1, size)
+        padding = (1,) * (len(self.inner_shape) - len(lead))
+        padded = value.reshape(value.shape[:m] + padding + lead + shape)
+        return np.broadcast_to(padded, self.batch_shape + shape).reshape(self.batch, size)
+
+    def _sum_to(self, gradient: Array, lead: Shape, shape: Shape) -> Array:
+        target = self.mapped_shape + lead + shape
+        if lead == self.inner_shape or len(gradient) == 1:
+            return gradient.reshape(target)
+        m, missing = self.mapped, len(self.inner_shape) - len(lead)
+        padded = (1,) * missing + lead
+        axes = tuple(m + k for k, n in enumerate(padded) if n == 1 != self.inner_shape[k])
+        return gradient.reshape(self.batch_shape + shape).sum(axis=axes).reshape(target)
+
+
+def _piece(array: Array, place: Sequence[slice], extra: Sequence[int]) -> Array:
+    index = list(place)
+    for k in extra:
+        if array.shape[k] == 1:
+            index[k] = slice(None)
+    return array[tuple(index)]
+
+
+def _broadcast(leading: Sequence[Shape], specs: Sequence[ParameterSpec]) -> Shape:
     first = leading[0] if leading else ()
     if all(lead == first or not lead for lead in leading):
         return first or next((lead for lead in leading if lead), ())
     try:
-        return np.broadcast_shapes(*leading)
+        return broadcast(*leading)
     except ValueError:
         sizes = ", ".join(
             f"{spec.label} has {lead}" for spec, lead in zip(specs, leading, strict=True)
@@ -118,116 +283,4 @@ def _broadcast(
         raise ParameterValueError(
             f"The batch axes of the parameters do not broadcast against each other: {sizes}. "
             "Give each the same leading axes, axes of length one, or none."
-        ) from None
-
-
-def _flatten(value: Array, lead: tuple[int, ...], batch_shape: tuple[int, ...]) -> Array:
-    if not lead:
-        return value.reshape(1, value.size)
-    size = math.prod(value.shape[len(lead) :])
-    if lead == batch_shape:
-        return value.reshape(math.prod(lead), size)
-    if all(length == 1 for length in lead):
-        return value.reshape(1, size)
-    expanded = np.broadcast_to(value, batch_shape + value.shape[len(lead) :])
-    return expanded.reshape(math.prod(batch_shape), size)
-
-
-def _sum_to(
-    gradient: Array, lead: tuple[int, ...], shape: tuple[int, ...], batch_shape: tuple[int, ...]
-) -> Array:
-    if lead == batch_shape or len(gradient) == 1:
-        return gradient.reshape(lead + shape)
-    missing = len(batch_shape) - len(lead)
-    padded = (1,) * missing + lead
-    axes = tuple(k for k, length in enumerate(padded) if length == 1 != batch_shape[k])
-    return gradient.reshape(batch_shape + shape).sum(axis=axes).reshape(lead + shape)
-
-
-def _finite_part(value: Array, spec: ParameterSpec) -> Array:
-    """The instances that are finite."""
-    flat = value.reshape(-1, *spec.shape)
-    return flat[np.isfinite(flat).all(axis=tuple(range(1, flat.ndim)))]
-
-
-def _not_finite(value: Array, spec: ParameterSpec) -> str:
-    place = np.argwhere(~np.isfinite(value))
-    index = tuple(int(k) for k in place[0])
-    return (
-        f"Parameter {spec.label}: expected finite numbers, got {len(place)} NaN or infinite "
-        f"entries, the first at index {index}. Check what computed them, or pass on_failure='nan' "
-        "to get NaN and zero gradients for such rows."
-    )
-
-
-def _check_attributes(value: Array, spec: ParameterSpec) -> None:
-    """Raise unless a value has the properties that its cvxpy.Parameter promised."""
-    for attribute, holds in _ELEMENTWISE.items():
-        if attribute in spec.attributes:
-            broken = ~holds(value, spec)
-            if broken.any():
-                index = tuple(int(k) for k in np.argwhere(broken)[0])
-                raise ParameterValueError(
-                    f"Parameter {spec.label} was declared {attribute}, but entry {index} of the "
-                    f"value is {value[index]:.6g}. Clamp, round or mask the value, or declare the "
-                    "parameter without that attribute."
-                )
-    for attribute, sign in (("symmetric", 0), ("PSD", 1), ("NSD", -1)):
-        if attribute in spec.attributes:
-            _check_symmetric(value, spec, attribute)
-            if sign:
-                _check_definite(sign * value, spec, attribute)
-
-
-def _within(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
-    assert spec.bounds is not None
-    lower, upper = spec.bounds
-    return (value >= lower) & (value <= upper)
-
-
-def _vanishes(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
-    assert spec.zeros is not None
-    pattern = np.ones(spec.size, dtype=bool)
-    pattern[spec.zeros] = False
-    return pattern.reshape(spec.shape) | (value == 0)
-
-
-_ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec], NDArray[np.bool_]]] = {
-    "nonneg": lambda value, _: value >= 0,
-    "nonpos": lambda value, _: value <= 0,
-    "pos": lambda value, _: value > 0,
-    "neg": lambda value, _: value < 0,
-    "integer": lambda value, _: value == np.round(value),
-    "boolean": lambda value, _: (value == 0) | (value == 1),
-    "bounds": _within,
-    "diag": _vanishes,
-    "sparsity": _vanishes,
-}
-
-
-def _check_symmetric(value: Array, spec: ParameterSpec, attribute: str) -> None:
-    skew = np.abs(value - np.swapaxes(value, -1, -2)).max(axis=(-1, -2), initial=0.0)
-    broken = skew > SYMMETRY * np.abs(value).max(axis=(-1, -2), initial=0.0)
-    if broken.any():
-        raise ParameterValueError(
-            f"Parameter {spec.label} was declared {attribute}, but the value differs from its "
-            f"transpose by {skew[broken].max():.2g}. Pass (S + S.mT) / 2."
-        )
-
-
-def _check_definite(value: Array, spec: ParameterSpec, attribute: str) -> None:
-    # A Cholesky factor of the slightly shifted matrix exists just if it is semidefinite, and costs
-    # a tenth of its eigenvalues.
-    size = np.abs(value).max(axis=(-1, -2), initial=0.0, keepdims=True)
-    shifted = value + (DEFINITENESS * size + 1e-300) * np.eye(spec.shape[-1])
-    try:
-        np.linalg.cholesky(shifted)
-    except np.linalg.LinAlgError:
-        lowest = np.linalg.eigvalsh(value)[..., 0].min()
-        raise ParameterValueError(
-            f"Parameter {spec.label} was declared {attribute}, but the value has the eigenvalue "
-            f"{lowest:.2g} < 0. Pass L @ L.mT of some factor L."
-            if attribute == "PSD"
-            else f"Parameter {spec.label} was declared NSD, but the value has the eigenvalue "
-            f"{-lowest:.2g} > 0. Pass -L @ L.mT of some factor L."
         ) from None

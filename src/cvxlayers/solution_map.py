@@ -1,9 +1,7 @@
-"""θ ↦ v(θ): the operations that every frontend registers with its framework.
+"""θ ↦ v(θ) over float64 NumPy arrays with one batch axis: solved, polished, judged.
 
-    solve(θ) → v          vjp(θ, v, g) → dθ          jvp(θ, v, t) → dv
-
-over float64 NumPy arrays, batched. v is the whole primal-dual point; the outputs that the user
-asked for are read off it by `CanonicalProblem.recover`.
+v is the whole primal-dual point; the outputs that the user asked for are read off it by
+`CanonicalProblem.recover`. Its derivatives are in `sensitivity`.
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy import nan
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
@@ -25,14 +21,13 @@ from cvxlayers.program import (
     ConeProgram,
     ConeSolution,
     Linearization,
-    ProgramTangent,
-    Wanted,
 )
+from cvxlayers.sensitivity import SOLVED, Point
 from cvxlayers.solvers import get_solver
 from cvxlayers.solvers.options import COMMON_OPTIONS, Options, resolve_options
 from cvxlayers.status import Status
 
-__all__ = ["FailurePolicy", "Point", "SolutionMap", "check_failure_policy"]
+__all__ = ["FailurePolicy", "SolutionMap", "check_failure_policy"]
 
 Array = NDArray[np.float64]
 FailurePolicy = Literal["raise", "nan"]
@@ -44,7 +39,6 @@ CERTIFIED = 1e-8
 ROUGH = 1e-6
 
 # Plain integers: NumPy takes an enum's member apart slowly enough to show in a small solve.
-SOLVED = int(Status.SOLVED)
 ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
 
 
@@ -54,40 +48,6 @@ def check_failure_policy(policy: Any) -> FailurePolicy:
         choices = " or ".join(repr(choice) for choice in get_args(FailurePolicy))
         raise ValueError(f"on_failure: expected {choices}, got {policy!r}.")
     return policy
-
-
-@dataclass(eq=False)
-class Point:
-    """v(θ) for a batch, with what the derivatives at it need.
-
-    Attributes
-    ----------
-    x, z, s : ndarray
-        Shapes (B, n), (B, m), (B, m); rows that were not solved are NaN.
-    status, iterations : ndarray of int
-        Shape (B,).
-    theta : sequence of ndarray
-        The parameter values, as far as derivatives need them.
-    derivative : Linearization or None
-        The derivative at these points, for the instances `rows` alone (None: for all).
-    wanted : Wanted or None
-        What of the program it is a derivative with respect to.
-    """
-
-    x: Array
-    z: Array
-    s: Array
-    status: NDArray[np.int64]
-    iterations: NDArray[np.int64]
-    theta: Sequence[Array] = field(repr=False)
-    rows: NDArray[np.bool_] | None = field(default=None, repr=False)
-    wanted: Wanted | None = field(default=None, repr=False)
-    derivative: Linearization | None = field(default=None, repr=False)
-
-    @property
-    def solved(self) -> NDArray[np.bool_]:
-        """Shape (B,)."""
-        return self.status == SOLVED
 
 
 class SolutionMap:
@@ -144,7 +104,7 @@ class SolutionMap:
         solver_args : mapping, optional
             Options for this call alone, on top of the constructor's.
         differentiable : bool
-            Whether `vjp` and `jvp` will be called. If not, nothing of the derivative is computed.
+            Whether derivatives will be asked for. If not, nothing of them is computed.
         on_failure : {"raise", "nan"}
             Raise if an instance is not solved, or return NaN for it.
 
@@ -170,85 +130,39 @@ class SolutionMap:
                 raise _failure(self.solver.name, solution.status, batch_shape)
             for array in (solution.x, solution.z, solution.s):
                 array[failed] = np.nan
+        outputs = self.canonical.recover(solution.x, solution.z)
         return Point(
             solution.x,
             solution.z,
             solution.s,
             solution.status,
             solution.iterations,
-            theta=self._remember(theta) if differentiable else theta,
-            rows=rows,
-            wanted=self.canonical.wanted(theta) if differentiable else None,
-            derivative=derivative,
+            outputs,
+            rows,
+            derivative,
         )
 
-    def vjp(
+    def at(
         self,
-        point: Point,
-        gradients: Sequence[Array | None],
-        outputs: Sequence[Array],
-    ) -> list[Array]:
-        """Gradients for the parameters, shapes of `theta`, from those for the outputs.
-
-        Instances that were not solved contribute exactly zero.
-        """
-        derivative, wanted, rows = self._at(point)
-        gx, gz = self.canonical.recover_adjoint(gradients, outputs, point.x, point.z)
-        failed = ~point.solved
-        if failed.any():
-            # Also what was NaN because the outputs were.
-            gx[failed] = 0.0
-            if gz is not None:
-                gz[failed] = 0.0
-        # An upstream gradient that is not finite spoils what depends on its instance, and no more.
-        spoilt = np.logical_not(np.isfinite(gx).all(axis=1))
-        if gz is not None:
-            spoilt = np.logical_or(spoilt, ~np.isfinite(gz).all(axis=1))
-        if spoilt.any():
-            gx[spoilt] = 0.0
-            if gz is not None:
-                gz[spoilt] = 0.0
-        if rows is None:
-            pulled = derivative.vjp(gx, gz, wanted)
-        else:
-            part = derivative.vjp(gx[rows], None if gz is None else gz[rows], wanted)
-            pulled = ProgramTangent(
-                **{
-                    name: value if name in wanted.shared else _scatter(value, rows)
-                    for name, value in vars(part).items()
-                }
-            )
-        if spoilt.any():
-            pulled = ProgramTangent(
-                **{
-                    name: np.where(
-                        spoilt[:, None] if len(value) == len(spoilt) else True, nan, value
-                    )
-                    for name, value in vars(pulled).items()
-                }
-            )
-        return self.canonical.program_adjoint(pulled, point.theta)
-
-    def jvp(self, point: Point, tangents: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
-        """Change of the outputs along a change of the parameters (shapes of `theta`).
-
-        Instances that were not solved give NaN.
-        """
-        derivative, wanted, rows = self._at(point)
-        tangent = self.canonical.program_tangent(point.theta, tangents)
-        dx, dz = np.full_like(point.x, np.nan), np.full_like(point.z, np.nan)
-        if rows is None:
-            dx, dz = derivative.jvp(tangent, wanted)
-        else:
-            part = {k: v if len(v) == 1 else v[rows] for k, v in vars(tangent).items()}
-            dx[rows], dz[rows] = derivative.jvp(ProgramTangent(**part), wanted)
-        return self.canonical.recover_tangent(dx, dz, outputs)
-
-    @staticmethod
-    def _at(point: Point) -> tuple[Linearization, Wanted, NDArray[np.bool_] | None]:
-        if point.derivative is None or point.wanted is None:
-            raise ValueError("The point was computed with differentiable=False.")
-        return point.derivative, point.wanted, point.rows
+        theta: Sequence[Array],
+        x: Array,
+        z: Array,
+        s: Array,
+        solver_args: Mapping[str, Any] | None = None,
+    ) -> Point:
+        """The point that `solve` gave, made again from its parts; instances with NaN are those
+        that were not solved."""
+        solution = ConeSolution.empty(len(x), self.canonical.structure)
+        solution.x, solution.z, solution.s = x, z, s
+        solution.status[np.isfinite(x).all(axis=1) & np.isfinite(z).all(axis=1)] = SOLVED
+        program = self.canonical.program(theta, len(x))
+        options = resolve_options(type(self.solver), self.solver_args, solver_args)
+        rows = None
+        derivative = self.solver.linearize(program, solution, options.solver)
+        if derivative is None:
+            derivative, rows = self._derivative(program, solution)
+        outputs = self.canonical.recover(x, z)
+        return Point(x, z, s, solution.status, solution.iterations, outputs, rows, derivative)
 
     def _finish(
         self, program: ConeProgram, solution: ConeSolution, options: Options, differentiable: bool
@@ -294,14 +208,6 @@ class SolutionMap:
         derivative = ImplicitDerivative(self.geometry, part, x, z, s, nearby, tau)
         return derivative, None if rows.all() else rows
 
-    def _remember(self, theta: Sequence[Array]) -> list[Array]:
-        # The caller may change its arrays before it asks for a derivative. Values matter only
-        # where a logarithm was taken; of the others only the shape does.
-        logged = {i for i, is_log in self.canonical.parts if is_log}
-        return [
-            t.copy() if i in logged else np.broadcast_to(0.0, t.shape) for i, t in enumerate(theta)
-        ]
-
 
 def _warn_of_gradients(rough: NDArray[np.bool_], residual: float) -> None:
     rows = np.flatnonzero(rough)
@@ -322,12 +228,6 @@ def _select(
     """The instances `rows` of a program and of its solution; copies of the latter."""
     part = program if rows.all() else program.take(np.flatnonzero(rows))
     return part, (solution.x[rows], solution.z[rows], solution.s[rows])
-
-
-def _scatter(values: Array, rows: NDArray[np.bool_]) -> Array:
-    full = np.zeros((len(rows), values.shape[1]))
-    full[rows] = values
-    return full
 
 
 def _failure(solver: str, statuses: NDArray[np.int64], batch_shape: tuple[int, ...]) -> SolverError:

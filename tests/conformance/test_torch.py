@@ -55,7 +55,7 @@ def test_kkt_residual_after_polish(case: Case) -> None:
     """The conditions of the canonical program: dense matrices, cones by their definitions."""
     problem, parameters, variables = case.build()
     layer = CvxpyLayer(problem, parameters, variables, gp=case.gp)
-    solution_map = layer.solution_map
+    solution_map = layer.operations.solution_map
     theta = [value.reshape(1, -1) for value in case.values()]
     point = solution_map.solve(theta)
     program = solution_map.canonical.program(theta, 1)

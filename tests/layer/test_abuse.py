@@ -45,9 +45,9 @@ def test_a_feasible_problem_is_solved_whatever_its_scale(size: float) -> None:
 def test_what_is_too_large_to_solve_is_not_called_infeasible(size: float) -> None:
     b = size * np.random.default_rng(0).standard_normal((20, 4))
     layer = simplex()
-    point = layer.solution_map.solve([b], (20,), on_failure="nan", differentiable=False)
+    point = layer.operations.solution_map.solve([b], (20,), on_failure="nan", differentiable=False)
     assert not set(point.status.tolist()) & {Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE}
-    (y,) = layer.solution_map.canonical.recover(point.x, point.z)
+    (y,) = layer.operations.solution_map.canonical.recover(point.x, point.z)
     np.testing.assert_allclose(y[point.solved], projected(b)[point.solved], rtol=0, atol=1e-3)
 
 
@@ -64,14 +64,14 @@ def test_infeasible_and_unbounded_are_still_told(size: float) -> None:
     right = rng.standard_normal((10, 6))
     right[:, 5] = -(np.einsum("bi,bi->b", right[:, :5], weights[:, :5]) + 1) / weights[:, 5]
     theta = [rows.reshape(10, -1), size * right, np.zeros((10, 4))]
-    status = layer.solution_map.solve(theta, (10,), on_failure="nan").status
+    status = layer.operations.solution_map.solve(theta, (10,), on_failure="nan").status
     assert (status == Status.PRIMAL_INFEASIBLE).all()
 
     d = rng.standard_normal((10, 4))
     along = np.maximum(np.einsum("bij,bj->bi", rows, d), 0) + 0.1
     rows = rows - along[:, :, None] * d[:, None, :] / (d * d).sum(axis=1)[:, None, None]
     theta = [rows.reshape(10, -1), size * np.abs(right), -size * d]
-    status = layer.solution_map.solve(theta, (10,), on_failure="nan").status
+    status = layer.operations.solution_map.solve(theta, (10,), on_failure="nan").status
     assert (status == Status.DUAL_INFEASIBLE).all()
 
 
@@ -115,24 +115,17 @@ def test_nan_rows_of_a_geometric_program_have_zero_gradients() -> None:
     torch.testing.assert_close(a_t.grad, torch.tensor([1 / 4, 0.0, 1 / 6]).double())
 
 
-# Dynamo looks at .grad of an intermediate tensor; the warning is about its own access.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled_models_run_the_layer_as_it_is() -> None:
-    layer = simplex()
-    b = torch.tensor(np.random.default_rng(4).standard_normal((3, 4)), requires_grad=True)
-    compiled = torch.compile(lambda t: layer(2 * t)[0] + 1, backend="eager")
-    (plain,) = layer(2 * b)
-    assert torch.equal(compiled(b), plain + 1)
-    (found,) = torch.autograd.grad(compiled(b).square().sum(), b)
-    (true,) = torch.autograd.grad((plain + 1).square().sum(), b)
-    assert torch.equal(found, true)
-
-
-def test_a_batched_upstream_gradient_is_refused_with_words() -> None:
-    b = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    (y,) = simplex()(b)
-    with pytest.raises(NotImplementedError, match=r"torch\.func"):
-        torch.autograd.grad(y, b, torch.eye(4, dtype=torch.float64), is_grads_batched=True)
+@pytest.mark.parametrize("strategy", ["is_grads_batched", "vectorize"])
+def test_batched_upstream_gradients_of_torch_autograd(strategy: str) -> None:
+    """They map with the predecessor of torch.vmap."""
+    layer, b = simplex(), torch.randn(4, dtype=torch.float64, requires_grad=True)
+    true = torch.autograd.functional.jacobian(lambda b: layer(b)[0], b)
+    if strategy == "vectorize":
+        found = torch.autograd.functional.jacobian(lambda b: layer(b)[0], b, vectorize=True)
+    else:
+        eye = torch.eye(4, dtype=torch.float64)
+        (found,) = torch.autograd.grad(layer(b)[0], b, eye, is_grads_batched=True)
+    torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
 
 
 def run_script(script: str, **env: str) -> subprocess.CompletedProcess[str]:

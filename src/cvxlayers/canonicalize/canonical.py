@@ -9,7 +9,7 @@ A geometric program takes an elementwise log before the first map and an exp aft
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,9 +103,11 @@ class CanonicalProblem:
     b: AffineMap
 
     @property
-    def needs_dual(self) -> bool:
-        """Whether some output is a dual variable."""
-        return any(1 in output.recovery.depends_on for output in self.outputs)
+    def is_geometric(self) -> bool:
+        """Whether logarithms of parameters or exponentials of variables are taken."""
+        return any(is_log for _, is_log in self.parts) or any(
+            output.exponentiate for output in self.outputs
+        )
 
     def program(self, theta: Sequence[Array], batch: int) -> ConeProgram:
         """The conic programs at parameter values of shape (batch or 1, size)."""
@@ -131,27 +133,41 @@ class CanonicalProblem:
     def program_adjoint(self, gradient: ProgramTangent, theta: Sequence[Array]) -> list[Array]:
         """Gradients for the parameters from the gradient for the wanted values; `program`'s
         adjoint at `theta`. Each has its parameter's shape (batch or 1, size)."""
-        parts = self._parts(theta)
         gradients = [np.zeros_like(t) for t in theta]
-        for f, upstream in (
-            (self.P, gradient.P),
-            (self.q, gradient.q),
-            (self.A, gradient.A),
-            (self.b, gradient.b),
-        ):
-            for part, value in f.adjoint(upstream, parts).items():
-                position, is_log = self.parts[part]
-                if is_log:
-                    # d log θ = dθ / θ; a failed row has a zero gradient whatever its θ.
-                    divisor = np.where(value == 0.0, 1.0, theta[position])
-                    value = value / divisor
-                gradients[position] += value
+        for (position, is_log), value in self._parts_adjoint(gradient, theta):
+            if is_log:
+                # d log θ = dθ / θ; a failed row has a zero gradient whatever its θ.
+                value = value / np.where(value == 0.0, 1.0, theta[position])
+            gradients[position] += value
         return gradients
 
     def program_tangent(self, theta: Sequence[Array], tangent: Sequence[Array]) -> ProgramTangent:
         """Change of the wanted values along a change of the parameters."""
-        parts = [tangent[i] / theta[i] if is_log else tangent[i] for i, is_log in self.parts]
-        return ProgramTangent(*(f.linear(parts) for f in (self.P, self.q, self.A, self.b)))
+        return self._linear(
+            [tangent[i] / theta[i] if is_log else tangent[i] for i, is_log in self.parts]
+        )
+
+    def program_adjoint_change(
+        self, gradient: ProgramTangent, theta: Sequence[Array], along: Sequence[Array]
+    ) -> list[Array]:
+        """Change of `program_adjoint` along a change of the parameters: d (1/θ) = −dθ/θ²."""
+        gradients = [np.zeros_like(t) for t in theta]
+        for (position, is_log), value in self._parts_adjoint(gradient, theta):
+            if is_log:
+                divisor = np.where(value == 0.0, 1.0, theta[position])
+                gradients[position] -= value * along[position] / divisor**2
+        return gradients
+
+    def program_tangent_change(
+        self, theta: Sequence[Array], tangent: Sequence[Array], along: Sequence[Array]
+    ) -> ProgramTangent:
+        """Change of `program_tangent` along a change of the parameters."""
+        return self._linear(
+            [
+                -tangent[i] * along[i] / theta[i] ** 2 if is_log else np.zeros_like(tangent[i])
+                for i, is_log in self.parts
+            ]
+        )
 
     def recover(self, x: Array, z: Array) -> list[Array]:
         """Outputs at primal-dual points: shapes (B, *shape)."""
@@ -201,3 +217,20 @@ class CanonicalProblem:
 
     def _parts(self, theta: Sequence[Array]) -> list[Array]:
         return [np.log(theta[i]) if is_log else theta[i] for i, is_log in self.parts]
+
+    def _linear(self, parts: Sequence[Array]) -> ProgramTangent:
+        return ProgramTangent(*(f.linear(parts) for f in (self.P, self.q, self.A, self.b)))
+
+    def _parts_adjoint(
+        self, gradient: ProgramTangent, theta: Sequence[Array]
+    ) -> Iterator[tuple[tuple[int, bool], Array]]:
+        """Every part that matters with the gradients for it, one from each of the four maps."""
+        shapes = [theta[i] for i, _ in self.parts]
+        for f, upstream in (
+            (self.P, gradient.P),
+            (self.q, gradient.q),
+            (self.A, gradient.A),
+            (self.b, gradient.b),
+        ):
+            for part, value in f.adjoint(upstream, shapes).items():
+                yield self.parts[part], value

@@ -1,25 +1,27 @@
-"""`CvxpyLayer` for PyTorch: an `nn.Module` around a `SolutionMap`."""
+"""`CvxpyLayer` for PyTorch: an `nn.Module` around the five operations."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
 import cvxpy as cp
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch._C import _functorch
 from torch.autograd import forward_ad
 
-from cvxlayers.calling import Bound, bind
-from cvxlayers.canonicalize import ParameterSpec, canonicalize
+from cvxlayers.calling import arrange, constant
+from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
-from cvxlayers.solution_map import FailurePolicy, Point, SolutionMap, check_failure_policy
+from cvxlayers.operations import Call, Operations
+from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.torch.function import Operation, Task
+from cvxlayers.torch.operator import announce, operation
 
 __all__ = ["CvxpyLayer"]
-
-Array = NDArray[np.float64]
 
 
 class CvxpyLayer(torch.nn.Module):
@@ -105,31 +107,53 @@ class CvxpyLayer(torch.nn.Module):
         on_failure: FailurePolicy = "raise",
     ):
         super().__init__()
-        check_failure_policy(on_failure)
-        canonical = canonicalize(problem, parameters, variables, gp, canon_backend)
-        self.solution_map = SolutionMap(canonical, solver, solver_args, verbose)
-        self.on_failure: FailurePolicy = on_failure
+        self._become(
+            Operations(
+                problem,
+                parameters,
+                variables,
+                solver,
+                gp,
+                verbose,
+                canon_backend,
+                solver_args,
+                on_failure,
+            )
+        )
+
+    @classmethod
+    def of(cls, operations: Operations) -> Self:
+        """The layer of operations that exist already."""
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._become(operations)
+        return layer
+
+    def _become(self, operations: Operations) -> None:
+        self.operations = operations
+        self.key = uuid.uuid4().hex
+        announce(self.key, operations)
 
     def extra_repr(self) -> str:
-        canonical = self.solution_map.canonical
-        inputs = ", ".join(f"{p.name}{list(p.shape)}" for p in canonical.parameters)
-        outputs = ", ".join(f"{v.name}{list(v.shape)}" for v in canonical.outputs)
-        return f"({inputs}) -> ({outputs}), solver={self.solution_map.solver.name}"
+        return repr(self.operations)
 
     def forward(
         self,
-        *params: torch.Tensor,
+        *params: Any,
         solver_args: Mapping[str, Any] | None = None,
         warm_start: bool = False,
         on_failure: FailurePolicy | None = None,
+        **named: Any,
     ) -> tuple[torch.Tensor, ...]:
         """Solve at the given parameter values.
 
         Parameters
         ----------
-        *params : torch.Tensor
-            One for each parameter, shape ``(*batch, *parameter.shape)``, floating point, all on
-            one device. Batch axes are optional and broadcast against each other.
+        *params : torch.Tensor, array_like
+            Values of the parameters in the order of the constructor, shape
+            ``(*batch, *parameter.shape)``. Batch axes are optional and broadcast against each
+            other. Tensors are floating point and all on one device; NumPy arrays, lists and
+            numbers are constants.
         solver_args : dict, optional
             Options for this call alone, on top of the constructor's.
         warm_start : bool, optional
@@ -137,205 +161,131 @@ class CvxpyLayer(torch.nn.Module):
             depends on earlier calls.
         on_failure : {"raise", "nan"}, optional
             Overrides the constructor's.
+        **named : torch.Tensor, array_like
+            Values by the names of their `cvxpy.Parameter`, for those not given by position.
 
         Returns
         -------
         tuple of torch.Tensor
-            One for each variable, shape ``(*batch, *variable.shape)``, on the inputs' device and
-            in their (promoted) dtype.
+            One for each variable, shape ``(*batch, *variable.shape)``, on the tensors' device and
+            in their (promoted) dtype; without any tensor, in that of the NumPy arrays, or torch's
+            default.
 
         Raises
         ------
         cvxlayers.SolverError
             If an instance is not solved and `on_failure` is "raise".
         ValueError, TypeError
-            If a value has the wrong count, shape, batch size, dtype, device or content. The
-            message names the parameter.
+            If a value is missing or has the wrong shape, batch size, dtype, device or content.
+            The message names the parameter.
+        NotImplementedError
+            If a third derivative is asked for.
         """
+        specs = self.operations.canonical.parameters
+        tensors, dtype = _tensors(arrange(params, named, specs), specs)
         if torch.compiler.is_compiling():
-            # The compiler would trace into the NumPy code and put arithmetic of its own in its
-            # place. As a decorator this would import the compiler for everybody, for a second.
-            opaque = torch.compiler.disable(self._forward)
-            return opaque(params, solver_args, warm_start, on_failure)
-        return self._forward(params, solver_args, warm_start, on_failure)
+            return self._traced(tensors, solver_args, warm_start, on_failure, dtype)
+        differentiable = _is_differentiated(tensors)
+        call = Call(self.operations, solver_args, warm_start, on_failure, differentiable)
+        task = Task(call, "solve", dtype)
+        if differentiable:
+            return Operation.apply(task, *tensors)[:-1]
+        if _functorch.peek_interpreter_stack() is not None:  # vmap alone
+            return Operation.apply(task, *tensors)
+        return task.run(tensors)
 
-    def _forward(
+    def _traced(
         self,
-        params: Sequence[Any],
+        tensors: Sequence[torch.Tensor],
         solver_args: Mapping[str, Any] | None,
         warm_start: bool,
         on_failure: FailurePolicy | None,
+        dtype: torch.dtype,
     ) -> tuple[torch.Tensor, ...]:
-        if warm_start:
-            raise ValueError(
-                f"warm_start=True: {self.solution_map.solver.name} starts every solve afresh, so "
-                "that an answer never depends on earlier calls. Leave warm_start=False."
+        """The call as one operator of the graph that is being made."""
+        from cvxlayers.torch.tracing import options_of
+
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        options = options_of(solver_args, warm_start, on_failure, differentiable, dtype)
+        if options is None:
+            torch._dynamo.graph_break(
+                msg="CvxpyLayer cannot be compiled inside a derivative of torch.func or in forward "
+                "mode. Without fullgraph=True it runs uncompiled there."
             )
-        policy = self.on_failure if on_failure is None else check_failure_policy(on_failure)
-        specs = self.solution_map.canonical.parameters
-        _check_tensors(params, specs)
-        bound = bind([_to_numpy(p) for p in params], specs, allow_nan=policy == "nan")
-        call = _Call(self.solution_map, bound, solver_args, policy, _output_type(params))
-        if torch.is_grad_enabled() and any(p.requires_grad for p in params):
-            return _Solve.apply(call, *params)
-        return call.run(differentiable=False)[0]
+        results = operation(self.key, options, "solve", 0, tensors)
+        return tuple(results[: len(self.operations.canonical.outputs)])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        announce(self.key, self.operations)
 
 
-class _Call:
-    """One forward call: its values and settings, and how its answer becomes tensors."""
-
-    def __init__(
-        self,
-        solution_map: SolutionMap,
-        bound: Bound,
-        solver_args: Mapping[str, Any] | None,
-        on_failure: FailurePolicy,
-        output_type: tuple[torch.dtype, torch.device],
-    ):
-        self.solution_map, self.bound = solution_map, bound
-        self.solver_args, self.on_failure = solver_args, on_failure
-        self.dtype, self.device = output_type
-
-    def run(self, differentiable: bool) -> tuple[tuple[torch.Tensor, ...], Point, list[Array]]:
-        point = self.solution_map.solve(
-            self.bound.theta,
-            self.bound.batch_shape,
-            solver_args=self.solver_args,
-            differentiable=differentiable,
-            on_failure=self.on_failure,
-        )
-        values = self.solution_map.canonical.recover(point.x, point.z)
-        tensors = tuple(
-            torch.from_numpy(value.reshape(self.bound.batch_shape + value.shape[1:])).to(
-                dtype=self.dtype, device=self.device
-            )
-            for value in values
-        )
-        return tensors, point, values
-
-
-class _Solve(torch.autograd.Function):
-    """The solution map with its vector-Jacobian product."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *params: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        # `values`: the float64 outputs, before they were rounded to their dtype. Those that the
-        # derivative looks at are copies: the tensors may be changed in place.
-        tensors, ctx.point, values = call.run(differentiable=True)
-        outputs = call.solution_map.canonical.outputs
-        ctx.values = [
-            value.copy() if output.exponentiate else value
-            for value, output in zip(values, outputs, strict=True)
-        ]
-        # The values have done their part; the graph need not keep them.
-        call.bound.theta = []
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*params)
-        ctx.kinds = [(p.dtype, p.device) for p in params]
-        return tensors
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1:]
-        if all(gradient is None for gradient in gradients):
-            return (None,) * (1 + len(wanted))
-        if torch.is_grad_enabled():
-            # With create_graph=True a gradient has to depend on the inputs: what is differentiated
-            # again must not come out as a constant.
-            pulled = _Pullback.apply(ctx, *ctx.saved_tensors, *gradients)
-        else:
-            pulled = _pull(ctx, gradients)
-        return None, *(g if w else None for g, w in zip(pulled, wanted, strict=True))
-
-
-class _Pullback(torch.autograd.Function):
-    """The vector-Jacobian product as a function of the parameters and the upstream gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, solve: Any, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return _pull(solve, tensors[len(solve.kinds) :])
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor | None) -> tuple[None, ...]:
-        raise NotImplementedError(
-            "CvxpyLayer has no second derivatives in this version. Detach the gradient before "
-            "differentiating what is computed from it."
-        )
-
-
-def _pull(solve: Any, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-    """The vector-Jacobian product at the point of a `_Solve`."""
-    try:
-        upstream = [None if g is None else _to_numpy(g) for g in gradients]
-    except RuntimeError as error:  # is_grads_batched=True hands over a tensor without storage
-        message = f"The upstream gradient is traced by {_UNSUPPORTED}"
-        raise NotImplementedError(message) from error
-    pulled = solve.call.solution_map.vjp(solve.point, upstream, solve.values)
-    return tuple(
-        torch.from_numpy(np.ascontiguousarray(g)).to(dtype=dtype, device=device)
-        for g, (dtype, device) in zip(solve.call.bound.unbind(pulled), solve.kinds, strict=True)
+def _is_differentiated(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a derivative may be asked for."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    stack = _functorch.get_interpreter_stack()
+    if stack is not None and any(level.key() != _functorch.TransformType.Vmap for level in stack):
+        return True
+    # Unpacking a tensor outside a dual level would be an error.
+    level = forward_ad._current_level
+    return level >= 0 and any(
+        forward_ad.unpack_dual(t, level=level).tangent is not None for t in tensors
     )
 
 
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    return tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
-
-
-def _check_tensors(params: Sequence[Any], specs: Sequence[ParameterSpec]) -> None:
-    if len(params) != len(specs):
-        raise ParameterValueError(
-            f"Expected {len(specs)} parameter values ({', '.join(spec.name for spec in specs)}), "
-            f"got {len(params)}. Pass one for every entry of `parameters`, in that order; options "
-            "such as solver_args go by keyword."
-        )
-    for param, spec in zip(params, specs, strict=True):
-        problem = _problem_of(param)
-        if problem is not None:
-            raise ParameterTypeError(f"Parameter {spec.label}: {problem}")
-        if param.device != params[0].device:
+def _tensors(
+    values: Sequence[Any], specs: Sequence[ParameterSpec]
+) -> tuple[list[torch.Tensor], torch.dtype]:
+    """Values as tensors, and the dtype of the outputs."""
+    pairs = [
+        (v, spec) for v, spec in zip(values, specs, strict=True) if isinstance(v, torch.Tensor)
+    ]
+    given = [tensor for tensor, _ in pairs]
+    for tensor, spec in pairs:
+        _check(tensor, spec)
+        if tensor.device != given[0].device:
             raise ParameterValueError(
-                f"Parameter {spec.label} is on {param.device}, but {specs[0].label} is on "
-                f"{params[0].device}. Move all to one device with .to(...)."
+                f"Parameter {spec.label} is on {tensor.device}, but {pairs[0][1].label} is on "
+                f"{given[0].device}. Move all to one device with .to(...)."
             )
-        if param.device.type == "meta":
+        if tensor.device.type == "meta":
             raise ParameterTypeError(
                 f"Parameter {spec.label}: expected a tensor with values, got one on the meta "
                 "device, which holds none."
             )
-        if forward_ad.unpack_dual(param).tangent is not None or _is_transformed(param):
-            raise NotImplementedError(f"Parameter {spec.label} is traced by {_UNSUPPORTED}")
+    # Without a tensor the arrays decide, as in torch.as_tensor.
+    like = given or [torch.from_numpy(v) for v in values if _is_floating_array(v)]
+    dtype = (
+        reduce(torch.promote_types, (t.dtype for t in like)) if like else torch.get_default_dtype()
+    )
+    device = given[0].device if given else None
+    tensors = [
+        value
+        if isinstance(value, torch.Tensor)
+        else torch.as_tensor(constant(value, spec), device=device)
+        for value, spec in zip(values, specs, strict=True)
+    ]
+    return tensors, dtype
 
 
-_UNSUPPORTED = (
-    "forward-mode differentiation or a torch.func transform, which CvxpyLayer does not support in "
-    "this version. Use .backward() or torch.autograd.grad, and a batch axis in place of vmap."
-)
+def _is_floating_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64)
 
 
-def _problem_of(param: Any) -> str | None:
-    """What is wrong with the kind of a value, in words."""
-    if not isinstance(param, torch.Tensor):
-        return (
-            f"expected a torch.Tensor, got {type(param).__name__}. Convert it with torch.as_tensor."
-        )
-    if not param.dtype.is_floating_point:
+def _check(tensor: torch.Tensor, spec: ParameterSpec) -> None:
+    if not tensor.dtype.is_floating_point:
         remedy = (
             "Pass its real and imaginary parts as parameters of their own."
-            if param.is_complex()
+            if tensor.is_complex()
             else "Convert it with .to(torch.get_default_dtype())."
         )
-        return f"expected a floating-point tensor, got {param.dtype}. {remedy}"
-    if param.layout != torch.strided:
-        return f"expected a dense tensor, got layout {param.layout}. Convert it with .to_dense()."
-    return None
-
-
-def _is_transformed(tensor: torch.Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
-
-
-def _output_type(params: Sequence[torch.Tensor]) -> tuple[torch.dtype, torch.device]:
-    if not params:
-        return torch.get_default_dtype(), torch.device("cpu")
-    return reduce(torch.promote_types, (p.dtype for p in params)), params[0].device
+        raise ParameterTypeError(
+            f"Parameter {spec.label}: expected a floating-point tensor, got {tensor.dtype}. "
+            f"{remedy}"
+        )
+    if tensor.layout != torch.strided:
+        raise ParameterTypeError(
+            f"Parameter {spec.label}: expected a dense tensor, got layout {tensor.layout}. Convert "
+            "it with .to_dense()."
+        )

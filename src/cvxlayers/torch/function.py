@@ -1,0 +1,115 @@
+"""The five operations as one `autograd.Function`.
+
+Its backward, jvp and vmap call the Function itself again, so that every transform of every
+transform ends in one of the five, on plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C import _functorch
+
+from cvxlayers.operations import RESULT, Call
+
+__all__ = ["Operation", "Task"]
+
+Maybe = torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One operation of one call, and the dtype of its outputs."""
+
+    call: Call
+    name: str
+    dtype: torch.dtype
+    mapped: int = 0
+
+    def run(self, operands: Sequence[Maybe]) -> tuple[torch.Tensor, ...]:
+        """The results, of which those for parameters have the parameters' dtype and device."""
+        if any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in operands):
+            return self._run_legacy(operands)
+        arrays = [
+            None if t is None else t.detach().to("cpu", torch.float64).numpy() for t in operands
+        ]
+        results = self.call.run(self.name, arrays, self.mapped)
+        return tuple(
+            torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device, dtype)
+            for array, (device, dtype) in zip(
+                results, self.like(operands, len(results)), strict=True
+            )
+        )
+
+    def like(self, operands: Sequence[Maybe], count: int) -> list[tuple[torch.device, torch.dtype]]:
+        """Device and dtype of each of `count` results: of the outputs, those of the call; of
+        gradients, those of the parameters; v is float64 in the CPU's memory."""
+        if RESULT[self.name] == "parameters":
+            return [(t.device, t.dtype) for t in operands[:count] if t is not None]
+        device = next((t.device for t in operands if t is not None), torch.device("cpu"))
+        like = [(device, self.dtype)] * count
+        if self.name == "solve" and self.call.differentiable:
+            like[-1] = torch.device("cpu"), torch.float64
+        return like
+
+    def _run_legacy(self, operands: Sequence[Maybe]) -> tuple[torch.Tensor, ...]:
+        # `is_grads_batched=True` and `jacobian(..., vectorize=True)` of torch.autograd map with
+        # the predecessor of torch.vmap, which knows no rules: its axis is taken off and put on.
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        front = [t if t is None else torch._remove_batch_dim(t, level, 1, 0) for t in operands]
+        results = replace(self, mapped=self.mapped + 1).run(front)
+        return tuple(torch._add_batch_dim(result, 0, level) for result in results)
+
+
+class Operation(torch.autograd.Function):
+    """``Operation.apply(task, *operands)``; see `cvxlayers.operations` for the operands."""
+
+    @staticmethod
+    def forward(task: Task, *operands: Maybe) -> tuple[torch.Tensor, ...]:
+        return task.run(operands)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.task, *operands = inputs
+        if ctx.task.name == "solve" and ctx.task.call.differentiable:
+            operands.append(output[-1])
+            ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operands)
+        ctx.save_for_forward(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Maybe) -> tuple[Maybe, ...]:
+        task, wanted = ctx.task, ctx.needs_input_grad[1:]
+        if task.name == "solve":
+            gradients = gradients[:-1]
+        pulled: list[Maybe] = [None] * len(wanted)
+        if any(g is not None for g in gradients):
+            terms = task.call.reverse(task.name, ctx.saved_tensors, gradients, wanted)
+            for place, name, operands in terms:
+                pulled[place] = Operation.apply(replace(task, name=name), *operands)
+        return None, *(g if w else None for g, w in zip(pulled, wanted, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Maybe, ...]:
+        task, own = ctx.task, list(tangents[1:])
+        if task.name == "solve":
+            own.append(None)
+        terms = task.call.forward(task.name, ctx.saved_tensors, own)
+        pushed = [Operation.apply(replace(task, name=n), *operands) for n, operands in terms]
+        total = tuple(sum(parts[1:], parts[0]) for parts in zip(*pushed, strict=True))
+        return (*total, None) if task.name == "solve" else total
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], task: Task, *operands: Maybe) -> tuple[Any, Any]:
+        front = [
+            None if t is None else t.unsqueeze(0) if axis is None else t.movedim(axis, 0)
+            for t, axis in zip(operands, in_dims[1:], strict=True)
+        ]
+        results = Operation.apply(replace(task, mapped=task.mapped + 1), *front)
+        return results, (0,) * len(results)
