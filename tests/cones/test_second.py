@@ -192,6 +192,13 @@ def test_power_cone_in_the_plane_is_the_limit_where_the_surface_is_a_parabola():
     np.testing.assert_allclose(found, cone.second(w + 1e-9 * np.eye(3)[2], h, k), atol=1e-8)
 
 
+def test_power_cone_this_close_to_the_plane_is_in_it():
+    """On the edges w_x = 0, where |s_z| or |w_z - s_z| is below 1e-500 and not resolved."""
+    w = np.array([[0.0, -1.0, 1e-90], [0.0, 1.0, 1e-90], [0.0, 1.0, -1e-60]])
+    h, k = directions(w.shape, 18)
+    np.testing.assert_array_equal(ThreeDimPower([0.1, 0.1, 0.2]).second(w, h, k), 0.0)
+
+
 @pytest.mark.parametrize("name", ["soc3", "soc8", "psd2", "exp", "pow"])
 def test_on_the_boundary_the_limit_from_outside(name):
     """A weakly active constraint counts as active."""

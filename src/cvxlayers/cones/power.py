@@ -163,7 +163,7 @@ def _second(xp: Any, alpha: Array, w: Array, h: Array, k: Array) -> Array:
     r_tt = rest * (f.normal_size * n * n / R / total)
     t_tt = sign * λ * rest * (E / n / R / total)
 
-    # If r or ν should be smaller than FAR allows, they do not belong to x and y: take the limit 0.
+    # Where r or ν is below what `find_parts` resolves, they do not belong to x and y: a kink, too.
     residual = α * xp.log(f.x) + β * xp.log(f.y) - xp.log(f.r)
     linear = part.inside | part.polar | (xp.abs(residual) > 1e-6)
     flat = _second_in_plane(xp, w, α)
