@@ -28,6 +28,10 @@ Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 
+# Keywords of a call that are no parameters.
+OPTIONS = ("solver_args", "warm_start", "on_failure")
+
+
 def arrange(
     positional: Sequence[Any], named: Mapping[str, Any], specs: Sequence[ParameterSpec]
 ) -> list[Any]:
@@ -50,6 +54,9 @@ def arrange(
     if len(positional) == len(specs) and not named:
         return list(positional)
     names = [spec.name for spec in specs]
+    rest = set(names[len(positional) :])
+    if rest == named.keys() and len(positional) + len(rest) == len(set(names)) == len(names):
+        return [*positional, *(named[name] for name in names[len(positional) :])]
     listed = ", ".join(names) if names else "none"
     values = dict(enumerate(positional))
     if len(positional) > len(specs):
@@ -61,8 +68,9 @@ def arrange(
     for name, value in named.items():
         places = [spec.position for spec in specs if spec.name == name]
         if not places:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            known = {known.lower(): known for known in (*names, *OPTIONS)}
+            close = difflib.get_close_matches(name.lower(), known, n=1)
+            hint = f" Did you mean {known[close[0]]!r}?" if close else ""
             raise ParameterValueError(
                 f"There is no parameter or option {name!r}.{hint} The parameters are: {listed}."
             )
@@ -80,10 +88,10 @@ def arrange(
     missing = [spec for spec in specs if spec.position not in values]
     if missing:
         raise ParameterValueError(
-            f"Expected {len(specs)} parameter values ({listed}), got {len(values)}: "
+            "A tensor must be provided for each CVXPY parameter, or another value for it. "
+            f"Expected {len(specs)} ({listed}), got {len(values)}: "
             f"{', '.join(spec.label for spec in missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing. Pass one for every entry of "
-            "`parameters`, by position or by name."
+            f"{'is' if len(missing) == 1 else 'are'} missing. Pass them by position or by name."
         )
     return [values[k] for k in range(len(specs))]
 
@@ -151,9 +159,10 @@ class Layout:
             given, shape = full[mapped:], spec.shape
             axes = len(given) - len(shape)
             if axes < 0 or given[axes:] != shape:
+                wrong = "shape" if axes >= 0 else "dimensionality"
                 raise ParameterValueError(
-                    f"Parameter {spec.label}: expected shape {shape} or "
-                    f"({', '.join(['*batch', *map(str, shape)])}), got {given}."
+                    f"Invalid parameter {wrong}: parameter {spec.label} has shape {shape}; "
+                    f"expected that or ({', '.join(['*batch', *map(str, shape)])}), got {given}."
                 )
             leading.append(given[:axes])
         self.leading: Sequence[Shape] = leading
@@ -281,6 +290,6 @@ def _broadcast(leading: Sequence[Shape], specs: Sequence[ParameterSpec]) -> Shap
             f"{spec.label} has {lead}" for spec, lead in zip(specs, leading, strict=True)
         )
         raise ParameterValueError(
-            f"The batch axes of the parameters do not broadcast against each other: {sizes}. "
+            f"Inconsistent batch sizes: {sizes}, which do not broadcast against each other. "
             "Give each the same leading axes, axes of length one, or none."
         ) from None

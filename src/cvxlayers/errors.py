@@ -40,8 +40,12 @@ class ParameterValueError(CvxlayersError, ValueError):
     is wrong."""
 
 
-class ParameterTypeError(CvxlayersError, TypeError):
-    """A parameter value has the wrong type or dtype."""
+class ParameterTypeError(CvxlayersError, TypeError, AttributeError):
+    """A parameter value has the wrong type or dtype.
+
+    It is an `AttributeError` too, because in the libraries that users come from a value that is
+    no array fails by the attribute that it lacks.
+    """
 
 
 class SolverError(CvxlayersError, RuntimeError):

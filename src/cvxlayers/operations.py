@@ -113,11 +113,26 @@ class Operations:
         self.canonical = canonicalize(problem, parameters, variables, gp, canon_backend)
         self.solution_map = SolutionMap(self.canonical, solver, solver_args, verbose)
         self._layouts: dict[Any, Layout] = {}
+        self._places: dict[tuple[str, bool], list[slice]] = {}
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{p.name}{list(p.shape)}" for p in self.canonical.parameters)
         outputs = ", ".join(f"{v.name}{list(v.shape)}" for v in self.canonical.outputs)
         return f"({inputs}) -> ({outputs}), solver={self.solution_map.solver.name}"
+
+    def places(self, name: str, with_point: bool = False) -> list[slice]:
+        """Where θ, v (if not "solve", or `with_point`) and each of the arguments stand in a row of
+        operands."""
+        key = (name, with_point)
+        if key not in self._places:
+            p, r = len(self.canonical.parameters), len(self.canonical.outputs)
+            sizes = [p, int(with_point or name != "solve")]
+            sizes += [r if kind == "outputs" else p for kind in ARGUMENTS[name]]
+            stops = accumulate(sizes)
+            self._places[key] = [
+                slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)
+            ]
+        return self._places[key]
 
     def layout(self, shapes: Sequence[Shape], mapped: int = 0) -> Layout:
         """The layout of parameter values of these shapes."""
@@ -303,7 +318,7 @@ class Call:
             The operands that the operation's results are the gradients for, and the operation.
         """
         theta, v, *arguments = self._split(name, operands, with_point=True)
-        places = self._places(name, with_point=True)
+        places = self.operations.places(name, with_point=True)
         terms = []
         for k, place in enumerate([places[0], *places[2:]]):
             if any(wanted[place]):
@@ -313,19 +328,8 @@ class Call:
                 terms.append((place, other, [*theta, *v, *chain(*groups)]))
         return terms
 
-    def _places(self, name: str, with_point: bool = False) -> list[slice]:
-        """Where θ, v and each of the arguments stand in a row of operands."""
-        p, r = (
-            len(k)
-            for k in (self.operations.canonical.parameters, self.operations.canonical.outputs)
-        )
-        sizes = [p, int(with_point or name != "solve")]
-        sizes += [r if kind == "outputs" else p for kind in ARGUMENTS[name]]
-        stops = list(accumulate(sizes))
-        return [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
-
     def _split(self, name: str, row: Sequence[Any], with_point: bool = False) -> list[list[Any]]:
-        return [list(row[place]) for place in self._places(name, with_point)]
+        return [list(row[place]) for place in self.operations.places(name, with_point)]
 
     def _solve(self, theta: Sequence[Array], layout: Layout) -> list[Array]:
         operations = self.operations

@@ -230,3 +230,72 @@ def test_a_slightly_asymmetric_value_counts_as_its_symmetric_part() -> None:
     value[0, 1] += 1e-7
     (found,) = layer(torch.as_tensor(value))
     np.testing.assert_allclose(found, (value + value.T) / 2, rtol=0, atol=1e-9)
+
+
+# --- By name, and constants.
+
+
+def test_parameters_go_by_position_or_by_name(layer: CvxpyLayer) -> None:
+    (true,) = layer(A, B)
+    for found in (layer(A=A, b=B), layer(b=B, A=A), layer(A, b=B)):
+        assert same_bits(found, (true,))
+
+
+def test_names_go_together_with_options(layer: CvxpyLayer) -> None:
+    (x,) = layer(b=B, A=A, solver_args={"eps": 1e-9}, on_failure="nan", warm_start=False)
+    assert x.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("positional", "named", "parts"),
+    [
+        ((A,), {}, ("Expected 2 (A, b), got 1", "'b' (argument 1) is missing")),
+        ((), {"b": B}, ("'A' (argument 0) is missing",)),
+        ((A, B), {"b": B}, ("'b' (argument 1)", "twice")),
+        ((B,), {"A": A}, ("'A' (argument 0)", "twice")),
+        ((A,), {"B": B}, ("no parameter or option 'B'", "Did you mean 'b'?", "A, b")),
+        ((A, B), {"solver_arg": {}}, ("no parameter or option 'solver_arg'", "'solver_args'?")),
+    ],
+    ids=["missing", "missing first", "twice", "twice first", "unknown", "misspelt option"],
+)
+def test_names_that_do_not_fit(
+    layer: CvxpyLayer, positional: tuple, named: dict, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(ParameterValueError, match=says(*parts)):
+        layer(*positional, **named)
+
+
+def test_names_that_several_parameters_have() -> None:
+    p, q, x = cp.Parameter(name="p"), cp.Parameter(name="p"), cp.Variable()
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.square(x - p - 2 * q))), [p, q], [x])
+    assert float(layer(1.0, 2.0)[0]) == pytest.approx(5)
+    with pytest.raises(ParameterValueError, match=says("2 parameters have the name 'p'")):
+        layer(p=1.0)
+
+
+def test_numbers_lists_and_arrays_are_constants_beside_tensors() -> None:
+    """They change neither dtype nor device of the outputs, and want no gradient."""
+    (A_p, b_p, lam), x = (cp.Parameter((3, 2)), cp.Parameter(3), cp.Parameter(pos=True)), None
+    x = cp.Variable(2)
+    objective = cp.sum_squares(A_p @ x - b_p) + lam * cp.sum_squares(x)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(objective)), [A_p, b_p, lam], [x])
+    matrix, b = A.numpy(), tensor(B, torch.float32)
+    (found,) = layer(matrix, b, 0.1)
+    assert found.dtype == torch.float32
+    ridge = matrix.T @ matrix + 0.1 * np.eye(2)
+    true = np.linalg.solve(ridge, matrix.T @ B.numpy())
+    np.testing.assert_allclose(found.detach(), true, rtol=1e-6)
+    found.sum().backward()
+    slope = np.linalg.solve(ridge, matrix.T).sum(0)
+    np.testing.assert_allclose(b.grad, slope, rtol=1e-6)
+    assert layer(matrix.tolist(), B, np.float64(0.1))[0].dtype == torch.float64
+    assert layer([[1, 0], [0, 1], [0, 0]], [1, 2, 3], 1)[0].dtype == torch.get_default_dtype()
+    assert layer(matrix, B.numpy(), 0.1)[0].dtype == torch.float64
+    assert layer(matrix.astype(np.float32), [1, 2, 3], 0.1)[0].dtype == torch.float32
+
+
+def test_a_constant_is_not_rounded_to_the_dtype_of_the_tensors() -> None:
+    p, q, x = cp.Parameter(), cp.Parameter(), cp.Variable()
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.square(x - p - 1e8 * (q - 0.1)))), [p, q], [x])
+    (found,) = layer(torch.zeros((), dtype=torch.float32), 0.1)
+    assert abs(float(found)) < 1e-6  # 0.1 in single precision is 1.5e-9 off

@@ -11,7 +11,6 @@ from layer_checks import draw, nonneg_least_squares, projection, tensor
 
 from cvxlayers.torch import CvxpyLayer
 
-
 # PyTorch's own, when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 

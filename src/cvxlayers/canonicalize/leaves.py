@@ -65,9 +65,9 @@ def check_leaves(
     missing = [p for p in own.values() if p.id not in seen]
     if missing:
         raise ValueError(
-            f"The problem's parameters {_names(missing)} are missing from `parameters`. List them "
-            "all, in the order of the layer's arguments. A .value that was set before does not "
-            "count: to fix a parameter, put a cvxpy.Constant in its place."
+            f"The list `parameters` must exactly match problem.parameters(); {_names(missing)} "
+            "are missing. List them all, in the order of the layer's arguments. A .value that was "
+            "set before does not count: to fix a parameter, put a cvxpy.Constant in its place."
         )
     duals = {d.id for con in problem.constraints for d in con.dual_variables}
     primals = {v.id for v in problem.variables()}
@@ -76,8 +76,10 @@ def check_leaves(
     for position, variable in enumerate(variables):
         if variable.id not in primals | duals:
             raise ValueError(
-                f"variables[{position}] ({variable.name()}) is neither a variable of the problem "
-                f"({_names(problem.variables())}) nor a dual variable of one of its constraints."
+                "The list `variables` must be a subset of problem.variables() and of the "
+                f"constraints' dual variables; variables[{position}] ({variable.name()}) is "
+                f"neither a variable of the problem ({_names(problem.variables())}) nor a dual "
+                "variable of one of its constraints."
             )
 
 

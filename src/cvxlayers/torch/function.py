@@ -35,7 +35,7 @@ class Task:
         if any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in operands):
             return self._run_legacy(operands)
         arrays = [
-            None if t is None else t.detach().to("cpu", torch.float64).numpy() for t in operands
+            None if t is None else t.to(dtype=torch.float64).numpy(force=True) for t in operands
         ]
         results = self.call.run(self.name, arrays, self.mapped)
         return tuple(
