@@ -162,6 +162,9 @@ class Call:
         Overrides the layer's.
     differentiable : bool
         Whether derivatives will be asked for.
+    polished : bool, optional
+        Whether the solution is polished where the options do not say; by default, where
+        derivatives will be asked for.
     repeats : bool
         Whether `solve` may run more than once for this call, as in a compiled program.
     """
@@ -173,6 +176,7 @@ class Call:
         warm_start: bool = False,
         on_failure: FailurePolicy | None = None,
         differentiable: bool = True,
+        polished: bool | None = None,
         repeats: bool = False,
     ):
         if warm_start:
@@ -184,7 +188,7 @@ class Call:
         self.on_failure = (
             operations.on_failure if on_failure is None else check_failure_policy(on_failure)
         )
-        self.differentiable, self.repeats = differentiable, repeats
+        self.differentiable, self.polished, self.repeats = differentiable, polished, repeats
         self._last: tuple[Array, bytes, Point] | None = None
 
     @property
@@ -339,6 +343,7 @@ class Call:
             layout.batch_shape,
             solver_args=self.solver_args,
             differentiable=self.differentiable,
+            polished=self.polished,
             on_failure=self.on_failure,
         )
         outputs = [y.reshape(layout.batch_shape + y.shape[1:]) for y in point.outputs]

@@ -14,8 +14,9 @@ __all__ = ["check_values"]
 
 Array = NDArray[np.float64]
 
-# Rounding that a value computed in single precision may carry.
-SYMMETRY = 1e-5
+# Rounding that a value computed in half precision may carry. What a symmetric parameter enters is the
+# mean of the value and its transpose.
+SYMMETRY = 1e-3
 DEFINITENESS = 1e-6
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -93,6 +94,7 @@ class SolutionMap:
         *,
         solver_args: Mapping[str, Any] | None = None,
         differentiable: bool = True,
+        polished: bool | None = None,
         on_failure: FailurePolicy = "raise",
     ) -> Point:
         """Solve at parameter values of shape (B or 1, size), B the product of `batch_shape`.
@@ -105,6 +107,9 @@ class SolutionMap:
             Options for this call alone, on top of the constructor's.
         differentiable : bool
             Whether derivatives will be asked for. If not, nothing of them is computed.
+        polished : bool, optional
+            Whether the solution is polished where the options do not say; by default, where
+            derivatives will be asked for.
         on_failure : {"raise", "nan"}
             Raise if an instance is not solved, or return NaN for it.
 
@@ -123,6 +128,8 @@ class SolutionMap:
             solution = ConeSolution.empty(0, self.canonical.structure)
         else:
             solution = self.solver.solve(program, options.solver, verbose)
+        if options.polish is None:
+            options = replace(options, polish=differentiable if polished is None else polished)
         derivative, rows = self._finish(program, solution, options, differentiable)
         failed = solution.status != SOLVED
         if failed.any():
@@ -173,7 +180,7 @@ class SolutionMap:
         if own is not None:
             return own, None
         almost = solution.status == ALMOST_SOLVED
-        polishing = differentiable if options.polish is None else options.polish
+        polishing = bool(options.polish)
         if not polishing and not almost.any():
             return self._derivative(program, solution) if differentiable else (None, None)
         rows = solution.solved | almost if polishing else almost

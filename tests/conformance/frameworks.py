@@ -8,6 +8,7 @@ the matrix of second derivatives along pairs of directions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ PAIRS: dict[str, Callable[[Case, Direction, Direction], float]] = {}
 # --- NumPy
 
 
+@cache
 def _numpy_layer(case: Case) -> cvxlayers.numpy.CvxpyLayer:
     problem, parameters, variables = case.build()
     return cvxlayers.numpy.CvxpyLayer(problem, parameters, variables, gp=case.gp)
@@ -70,6 +72,7 @@ PAIRS["numpy: jvp2"] = _numpy_jvp2
 # --- PyTorch
 
 
+@cache
 def _torch_loss(case: Case) -> Callable[..., torch.Tensor]:
     problem, parameters, variables = case.build()
     layer = cvxlayers.torch.CvxpyLayer(problem, parameters, variables, gp=case.gp)
@@ -127,7 +130,7 @@ def _torch_dual(case: Case, along: Direction) -> float:
     with forward_ad.dual_level():
         pairs = zip(_tensors(case.values(), True), _tensors(along), strict=True)
         loss = _torch_loss(case)(*(forward_ad.make_dual(*pair) for pair in pairs))
-        return float(forward_ad.unpack_dual(loss).tangent)
+        return float(forward_ad.unpack_dual(loss).tangent.detach())
 
 
 def _torch_double_backward(case: Case, along: Direction) -> list[Array]:

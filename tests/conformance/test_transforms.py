@@ -1,13 +1,17 @@
 """The table problems × frameworks × transforms, against the finite-difference oracles.
 
-``python -m conformance.test_transforms`` in tests/ prints the worst error of every column.
+``python -m conformance.test_transforms [FRAMEWORK]`` in tests/ prints the worst error of every
+column.
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
+from conformance import frameworks_jax, frameworks_mlx  # noqa: F401 (they fill the tables)
 from conformance.curvature import curvature
 from conformance.curvature import relative_error as curvature_error
 from conformance.frameworks import DERIVATIVES, GRADIENTS, PAIRS, PRODUCTS
@@ -90,6 +94,8 @@ def main() -> None:
         ("Hessian", PAIRS, lambda n, c: curvature_error(pair_matrix(n, c), curvature(c))),
     ):
         for name in names:
+            if not name.startswith(tuple(sys.argv[1:] or [""])):
+                continue
             worst, which = max((error(name, case), case.name) for case in CASES)
             print(f"{title:12} {name:32} {worst:8.1e}  {which}")
 

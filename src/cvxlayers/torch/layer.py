@@ -263,10 +263,16 @@ def _tensors(
     tensors = [
         value
         if isinstance(value, torch.Tensor)
-        else torch.as_tensor(constant(value, spec), device=device)
+        else _constant(value, spec, device)
         for value, spec in zip(values, specs, strict=True)
     ]
     return tensors, dtype
+
+
+def _constant(value: Any, spec: ParameterSpec, device: torch.device | None) -> torch.Tensor:
+    # The compiler has NumPy of its own, and traces tensors more surely.
+    plain = value if torch.compiler.is_compiling() else constant(value, spec)
+    return torch.as_tensor(plain, dtype=torch.float64, device=device)
 
 
 def _is_floating_array(value: Any) -> bool:

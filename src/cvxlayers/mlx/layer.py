@@ -1,0 +1,217 @@
+"""`CvxpyLayer` for MLX: a function around the five operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import cvxpy as cp
+import mlx.core as mx
+
+from cvxlayers.calling import arrange, constant
+from cvxlayers.canonicalize import ParameterSpec
+from cvxlayers.errors import ParameterTypeError
+from cvxlayers.mlx.function import Operand, Task, apply
+from cvxlayers.mlx.tracing import in_transformation
+from cvxlayers.operations import Call, Operations
+from cvxlayers.solution_map import FailurePolicy
+
+__all__ = ["CvxpyLayer"]
+
+
+class CvxpyLayer:
+    """A parametrized convex problem as a differentiable MLX function.
+
+    The problem is canonicalized once, here; every call solves it at the given parameter values.
+    `mx.grad`, `mx.value_and_grad`, `mx.vjp` and `mx.jvp` apply, in any order and to the second
+    derivative, and so do `mx.checkpoint` and, in place of `mx.vmap`, `cvxlayers.mlx.vmap`.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+        A disciplined parametrized problem (DPP).
+    parameters : list of cvxpy.Parameter
+        All parameters of the problem, in the order of the call's arguments.
+    variables : list of cvxpy.Variable
+        What a call returns, in this order: variables of the problem, or dual variables of its
+        constraints (``constraint.dual_variables[0]``).
+    solver : str, optional
+        CVXPY's name of the solver: ``cp.CLARABEL`` (default), ``cp.SCS``, or ``cp.DIFFCP``, which
+        brings its own derivative.
+    gp : bool, optional
+        Whether the problem is a geometric program (log-log convex).
+    verbose : bool, optional
+        Whether the solver prints its progress.
+    canon_backend : str, optional
+        CVXPY's canonicalization backend.
+    solver_args : dict, optional
+        Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
+        every solver, the others are the solver's own. An option that belongs to another solver
+        gives a warning and is ignored.
+    on_failure : {"raise", "nan"}, optional
+        What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
+        names them (default), or return NaN for them and let them contribute exactly zero to
+        every gradient.
+
+    Raises
+    ------
+    cvxlayers.NotDPPError
+        If the problem is not DPP. The message names the expression.
+    cvxlayers.UnsupportedProblemError
+        If the problem has integer or complex variables, or cones that the solver lacks.
+    ValueError, TypeError
+        If parameters, variables or options are not what they should be.
+
+    Notes
+    -----
+    The problem is solved in float64 on the CPU whatever the inputs' dtype, and derivatives are
+    computed at the point in float64. What arrives and leaves in float32 is rounded to it. A call
+    evaluates its inputs and solves at once; it is not lazy as MLX's own operations are.
+
+    The solution is polished by Newton steps with the same factorisation that the derivative
+    takes, also where no derivative is asked for: the value of a function should not depend on
+    whether it is differentiated. ``solver_args={"polish": False}`` is faster without. The layer has no
+    state: nothing in it changes between calls, and it has no learnable parameters. It can be an
+    attribute of an `mlx.nn.Module`, and be copied and pickled.
+
+    `mx.compile` and `mx.export_function` run a function once without values and then never again;
+    a layer raises there. Compile what comes before and after it.
+
+    References
+    ----------
+    Agrawal, Amos, Barratt, Boyd, Diamond & Kolter, *Differentiable convex optimization layers*,
+    NeurIPS 2019.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, mlx.core as mx
+    >>> from cvxlayers.mlx import CvxpyLayer
+    >>> x, b = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= 0])
+    >>> layer = CvxpyLayer(problem, parameters=[b], variables=[x])
+    >>> mx.grad(lambda b: layer(b)[0].sum())(mx.array([[1.0, -2.0], [3.0, 4.0]])).round(3)
+    array([[1, 0],
+           [1, 1]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter],
+        variables: Sequence[cp.Variable],
+        solver: str | None = None,
+        gp: bool = False,
+        verbose: bool = False,
+        canon_backend: str | None = None,
+        solver_args: Mapping[str, Any] | None = None,
+        *,
+        on_failure: FailurePolicy = "raise",
+    ):
+        self.operations = Operations(
+            problem,
+            parameters,
+            variables,
+            solver,
+            gp,
+            verbose,
+            canon_backend,
+            solver_args,
+            on_failure,
+        )
+
+    @classmethod
+    def of(cls, operations: Operations) -> Self:
+        """The layer of operations that exist already."""
+        layer = cls.__new__(cls)
+        layer.operations = operations
+        return layer
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.operations!r})"
+
+    def __call__(
+        self,
+        *params: Any,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool = False,
+        on_failure: FailurePolicy | None = None,
+        **named: Any,
+    ) -> tuple[mx.array, ...]:
+        """Solve at the given parameter values.
+
+        Parameters
+        ----------
+        *params : mlx.core.array, array_like
+            Values of the parameters in the order of the constructor, shape
+            ``(*batch, *parameter.shape)``. Batch axes are optional and broadcast against each
+            other. Arrays of MLX are floating point; NumPy arrays, lists and numbers are constants,
+            which keep double precision.
+        solver_args : dict, optional
+            Options for this call alone, on top of the constructor's.
+        warm_start : bool, optional
+            Must be False: no solver here starts from an earlier answer, so that an answer never
+            depends on earlier calls.
+        on_failure : {"raise", "nan"}, optional
+            Overrides the constructor's.
+        **named : mlx.core.array, array_like
+            Values by the names of their `cvxpy.Parameter`, for those not given by position.
+
+        Returns
+        -------
+        tuple of mlx.core.array
+            One for each variable, shape ``(*batch, *variable.shape)``, in the (promoted) dtype of
+            the arrays of MLX; without any, in float32.
+
+        Raises
+        ------
+        cvxlayers.SolverError
+            If an instance is not solved and `on_failure` is "raise".
+        ValueError, TypeError
+            If a value is missing or has the wrong shape, batch size, dtype or content. The message
+            names the parameter. If the call is inside `mx.compile`, `mx.export_function` or
+            `mx.vmap`.
+        NotImplementedError
+            If a third derivative is asked for.
+        """
+        specs = self.operations.canonical.parameters
+        operands, dtype = _operands(arrange(params, named, specs), specs)
+        # MLX does not say what will be differentiated; and the value of a function should not
+        # depend on whether it is.
+        call = Call(
+            self.operations,
+            solver_args,
+            warm_start,
+            on_failure,
+            differentiable=in_transformation(),
+            polished=True,
+        )
+        return tuple(apply(Task(call, "solve", dtype), operands))
+
+    forward = __call__
+
+
+def _operands(
+    values: Sequence[Any], specs: Sequence[ParameterSpec]
+) -> tuple[list[Operand], mx.Dtype]:
+    """Values as operands, and the dtype of the outputs."""
+    operands: list[Operand] = []
+    for value, spec in zip(values, specs, strict=True):
+        if isinstance(value, mx.array):
+            _check(value, spec)
+            operands.append(value)
+        else:
+            operands.append(constant(value, spec))
+    dtypes = [o.dtype for o in operands if isinstance(o, mx.array)]
+    return operands, mx.result_type(*dtypes) if dtypes else mx.float32
+
+
+def _check(array: mx.array, spec: ParameterSpec) -> None:
+    if not mx.issubdtype(array.dtype, mx.floating):
+        remedy = (
+            "Pass its real and imaginary parts as parameters of their own."
+            if mx.issubdtype(array.dtype, mx.complexfloating)
+            else "Convert it with .astype(mx.float32)."
+        )
+        raise ParameterTypeError(
+            f"Parameter {spec.label}: expected a floating-point array, got {array.dtype}. {remedy}"
+        )
