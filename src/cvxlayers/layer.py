@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cvxlayers.errors import ParameterTypeError
+from cvxlayers.frontend import documented
 from cvxlayers.numpy import CvxpyLayer as NumpyLayer
 
 __all__ = ["CvxpyLayer"]
@@ -15,6 +16,7 @@ __all__ = ["CvxpyLayer"]
 _FRONTENDS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "mlx": "mlx"}
 
 
+@documented
 class CvxpyLayer(NumpyLayer):
     """A parametrized convex problem as a differentiable function, in any framework.
 
@@ -25,41 +27,7 @@ class CvxpyLayer(NumpyLayer):
     automatic differentiation. With NumPy arrays, lists and numbers alone the answer is in NumPy
     arrays, and the derivatives are the methods `vjp`, `jvp`, `hvp` and `jvp2`.
 
-    Parameters
-    ----------
-    problem : cvxpy.Problem
-        A disciplined parametrized problem (DPP).
-    parameters : list of cvxpy.Parameter
-        All parameters of the problem, in the order of the call's arguments.
-    variables : list of cvxpy.Variable
-        What a call returns, in this order: variables of the problem, or dual variables of its
-        constraints (``constraint.dual_variables[0]``).
-    solver : str, optional
-        CVXPY's name of the solver: ``cp.CLARABEL`` (default), ``cp.SCS``, or ``cp.DIFFCP``, which
-        brings its own derivative.
-    gp : bool, optional
-        Whether the problem is a geometric program (log-log convex).
-    verbose : bool, optional
-        Whether the solver prints its progress.
-    canon_backend : str, optional
-        CVXPY's canonicalization backend.
-    solver_args : dict, optional
-        Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
-        every solver, the others are the solver's own. An option that belongs to another solver
-        gives a warning and is ignored.
-    on_failure : {"raise", "nan"}, optional
-        What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
-        names them (default), or return NaN for them and let them contribute exactly zero to
-        every gradient.
-
-    Raises
-    ------
-    cvxlayers.NotDPPError
-        If the problem is not DPP. The message names the expression.
-    cvxlayers.UnsupportedProblemError
-        If the problem has integer or complex variables, or cones that the solver lacks.
-    ValueError, TypeError
-        If parameters, variables or options are not what they should be.
+    {constructor}
 
     See Also
     --------

@@ -14,8 +14,8 @@ __all__ = ["check_values"]
 
 Array = NDArray[np.float64]
 
-# Rounding that a value computed in half precision may carry. What a symmetric parameter enters is the
-# mean of the value and its transpose.
+# Rounding that a value computed in half precision may carry. What counts of a symmetric
+# parameter's value is its mean with its transpose.
 SYMMETRY = 1e-3
 DEFINITENESS = 1e-6
 

@@ -3,64 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
-import cvxpy as cp
 import mlx.core as mx
 
 from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError
+from cvxlayers.frontend import Frontend, documented
 from cvxlayers.mlx.function import Operand, Task, apply
 from cvxlayers.mlx.tracing import in_transformation
-from cvxlayers.operations import Call, Operations
+from cvxlayers.operations import Call
 from cvxlayers.solution_map import FailurePolicy
 
 __all__ = ["CvxpyLayer"]
 
 
-class CvxpyLayer:
+@documented
+class CvxpyLayer(Frontend):
     """A parametrized convex problem as a differentiable MLX function.
 
     The problem is canonicalized once, here; every call solves it at the given parameter values.
     `mx.grad`, `mx.value_and_grad`, `mx.vjp` and `mx.jvp` apply, in any order and to the second
     derivative, and so do `mx.checkpoint` and, in place of `mx.vmap`, `cvxlayers.mlx.vmap`.
 
-    Parameters
-    ----------
-    problem : cvxpy.Problem
-        A disciplined parametrized problem (DPP).
-    parameters : list of cvxpy.Parameter
-        All parameters of the problem, in the order of the call's arguments.
-    variables : list of cvxpy.Variable
-        What a call returns, in this order: variables of the problem, or dual variables of its
-        constraints (``constraint.dual_variables[0]``).
-    solver : str, optional
-        CVXPY's name of the solver: ``cp.CLARABEL`` (default), ``cp.SCS``, or ``cp.DIFFCP``, which
-        brings its own derivative.
-    gp : bool, optional
-        Whether the problem is a geometric program (log-log convex).
-    verbose : bool, optional
-        Whether the solver prints its progress.
-    canon_backend : str, optional
-        CVXPY's canonicalization backend.
-    solver_args : dict, optional
-        Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
-        every solver, the others are the solver's own. An option that belongs to another solver
-        gives a warning and is ignored.
-    on_failure : {"raise", "nan"}, optional
-        What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
-        names them (default), or return NaN for them and let them contribute exactly zero to
-        every gradient.
-
-    Raises
-    ------
-    cvxlayers.NotDPPError
-        If the problem is not DPP. The message names the expression.
-    cvxlayers.UnsupportedProblemError
-        If the problem has integer or complex variables, or cones that the solver lacks.
-    ValueError, TypeError
-        If parameters, variables or options are not what they should be.
+    {constructor}
 
     Notes
     -----
@@ -70,9 +37,9 @@ class CvxpyLayer:
 
     The solution is polished by Newton steps with the same factorisation that the derivative
     takes, also where no derivative is asked for: the value of a function should not depend on
-    whether it is differentiated. ``solver_args={"polish": False}`` is faster without. The layer has no
-    state: nothing in it changes between calls, and it has no learnable parameters. It can be an
-    attribute of an `mlx.nn.Module`, and be copied and pickled.
+    whether it is differentiated. ``solver_args={"polish": False}`` is faster without. The layer
+    has no state: nothing in it changes between calls, and it has no learnable parameters. It can be
+    an attribute of an `mlx.nn.Module`, and be copied and pickled.
 
     `mx.compile` and `mx.export_function` run a function once without values and then never again;
     a layer raises there. Compile what comes before and after it.
@@ -93,41 +60,6 @@ class CvxpyLayer:
     array([[1, 0],
            [1, 1]], dtype=float32)
     """
-
-    def __init__(
-        self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter],
-        variables: Sequence[cp.Variable],
-        solver: str | None = None,
-        gp: bool = False,
-        verbose: bool = False,
-        canon_backend: str | None = None,
-        solver_args: Mapping[str, Any] | None = None,
-        *,
-        on_failure: FailurePolicy = "raise",
-    ):
-        self.operations = Operations(
-            problem,
-            parameters,
-            variables,
-            solver,
-            gp,
-            verbose,
-            canon_backend,
-            solver_args,
-            on_failure,
-        )
-
-    @classmethod
-    def of(cls, operations: Operations) -> Self:
-        """The layer of operations that exist already."""
-        layer = cls.__new__(cls)
-        layer.operations = operations
-        return layer
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.operations!r})"
 
     def __call__(
         self,

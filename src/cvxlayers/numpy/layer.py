@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
-import cvxpy as cp
 import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.calling import arrange, constant
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
+from cvxlayers.frontend import Frontend, documented
 from cvxlayers.operations import Call, Operations
 from cvxlayers.solution_map import FailurePolicy
 
@@ -20,13 +20,11 @@ Arrays = tuple[NDArray[np.floating], ...]
 Values = Sequence[Any] | Mapping[str, Any]
 
 
-class CvxpyLayer:
+@documented
+class CvxpyLayer(Frontend):
     """A parametrized convex problem as a function of NumPy arrays, with its derivatives.
 
-    Parameters
-    ----------
-    problem, parameters, variables, solver, gp, verbose, canon_backend, solver_args, on_failure
-        As in `cvxlayers.CvxpyLayer`.
+    {constructor}
 
     Notes
     -----
@@ -43,41 +41,6 @@ class CvxpyLayer:
     >>> layer(b=[1.0, -2.0])[0].round(6) + 0
     array([1., 0.])
     """
-
-    def __init__(
-        self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter],
-        variables: Sequence[cp.Variable],
-        solver: str | None = None,
-        gp: bool = False,
-        verbose: bool = False,
-        canon_backend: str | None = None,
-        solver_args: Mapping[str, Any] | None = None,
-        *,
-        on_failure: FailurePolicy = "raise",
-    ):
-        self.operations = Operations(
-            problem,
-            parameters,
-            variables,
-            solver,
-            gp,
-            verbose,
-            canon_backend,
-            solver_args,
-            on_failure,
-        )
-
-    @classmethod
-    def of(cls, operations: Operations) -> Self:
-        """The layer of operations that exist already."""
-        layer = cls.__new__(cls)
-        layer.operations = operations
-        return layer
-
-    def __repr__(self) -> str:
-        return f"CvxpyLayer({self.operations!r})"
 
     def __call__(
         self,

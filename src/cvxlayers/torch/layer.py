@@ -5,9 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any, Self
+from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import torch
 from torch._C import _functorch
@@ -16,6 +15,7 @@ from torch.autograd import forward_ad
 from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
+from cvxlayers.frontend import Frontend, documented
 from cvxlayers.operations import Call, Operations
 from cvxlayers.solution_map import FailurePolicy
 from cvxlayers.torch.function import Operation, Task
@@ -24,47 +24,14 @@ from cvxlayers.torch.operator import announce, operation
 __all__ = ["CvxpyLayer"]
 
 
-class CvxpyLayer(torch.nn.Module):
+@documented
+class CvxpyLayer(Frontend, torch.nn.Module):
     """A parametrized convex problem as a differentiable PyTorch module.
 
     The problem is canonicalized once, here; every call solves it at the given parameter values,
     and `backward` applies the adjoint of the derivative of the solution map.
 
-    Parameters
-    ----------
-    problem : cvxpy.Problem
-        A disciplined parametrized problem (DPP).
-    parameters : list of cvxpy.Parameter
-        All parameters of the problem, in the order of the call's arguments.
-    variables : list of cvxpy.Variable
-        What a call returns, in this order: variables of the problem, or dual variables of its
-        constraints (``constraint.dual_variables[0]``).
-    solver : str, optional
-        CVXPY's name of the solver: ``cp.CLARABEL`` (default), ``cp.SCS``, or ``cp.DIFFCP``, which
-        brings its own derivative.
-    gp : bool, optional
-        Whether the problem is a geometric program (log-log convex).
-    verbose : bool, optional
-        Whether the solver prints its progress.
-    canon_backend : str, optional
-        CVXPY's canonicalization backend.
-    solver_args : dict, optional
-        Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
-        every solver, the others are the solver's own. An option that belongs to another solver
-        gives a warning and is ignored.
-    on_failure : {"raise", "nan"}, optional
-        What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
-        names them (default), or return NaN for them and let them contribute exactly zero to
-        every gradient.
-
-    Raises
-    ------
-    cvxlayers.NotDPPError
-        If the problem is not DPP. The message names the expression.
-    cvxlayers.UnsupportedProblemError
-        If the problem has integer or complex variables, or cones that the solver lacks.
-    ValueError, TypeError
-        If parameters, variables or options are not what they should be.
+    {constructor}
 
     Notes
     -----
@@ -93,46 +60,13 @@ class CvxpyLayer(torch.nn.Module):
             [1., 1.]])
     """
 
-    def __init__(
-        self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter],
-        variables: Sequence[cp.Variable],
-        solver: str | None = None,
-        gp: bool = False,
-        verbose: bool = False,
-        canon_backend: str | None = None,
-        solver_args: Mapping[str, Any] | None = None,
-        *,
-        on_failure: FailurePolicy = "raise",
-    ):
-        super().__init__()
-        self._become(
-            Operations(
-                problem,
-                parameters,
-                variables,
-                solver,
-                gp,
-                verbose,
-                canon_backend,
-                solver_args,
-                on_failure,
-            )
-        )
-
-    @classmethod
-    def of(cls, operations: Operations) -> Self:
-        """The layer of operations that exist already."""
-        layer = cls.__new__(cls)
-        torch.nn.Module.__init__(layer)
-        layer._become(operations)
-        return layer
-
-    def _become(self, operations: Operations) -> None:
-        self.operations = operations
+    def _hold(self, operations: Operations) -> None:
+        torch.nn.Module.__init__(self)
+        super()._hold(operations)
         self.key = uuid.uuid4().hex
         announce(self.key, operations)
+
+    __repr__ = torch.nn.Module.__repr__
 
     def extra_repr(self) -> str:
         return repr(self.operations)
@@ -261,9 +195,7 @@ def _tensors(
     )
     device = given[0].device if given else None
     tensors = [
-        value
-        if isinstance(value, torch.Tensor)
-        else _constant(value, spec, device)
+        value if isinstance(value, torch.Tensor) else _constant(value, spec, device)
         for value, spec in zip(values, specs, strict=True)
     ]
     return tensors, dtype

@@ -1,0 +1,110 @@
+"""What the layers of all frameworks share: the constructor, and its documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import cvxpy as cp
+
+from cvxlayers.operations import Operations
+from cvxlayers.solution_map import FailurePolicy
+
+__all__ = ["Frontend", "documented"]
+
+_CONSTRUCTOR = """\
+Parameters
+    ----------
+    problem : cvxpy.Problem
+        A disciplined parametrized problem (DPP).
+    parameters : list of cvxpy.Parameter
+        All parameters of the problem, in the order of the call's arguments.
+    variables : list of cvxpy.Variable
+        What a call returns, in this order: variables of the problem, or dual variables of its
+        constraints (``constraint.dual_variables[0]``).
+    solver : str, optional
+        CVXPY's name of the solver: ``cp.CLARABEL`` (default), ``cp.SCS``, or ``cp.DIFFCP``, which
+        brings its own derivative.
+    gp : bool, optional
+        Whether the problem is a geometric program (log-log convex).
+    verbose : bool, optional
+        Whether the solver prints its progress.
+    canon_backend : str, optional
+        CVXPY's canonicalization backend.
+    solver_args : dict, optional
+        Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
+        every solver, the others are the solver's own. An option that belongs to another solver
+        gives a warning and is ignored.
+    on_failure : {"raise", "nan"}, optional
+        What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
+        names them (default), or return NaN for them and let them contribute exactly zero to
+        every gradient.
+
+    Raises
+    ------
+    cvxlayers.NotDPPError
+        If the problem is not DPP. The message names the expression.
+    cvxlayers.UnsupportedProblemError
+        If the problem has integer or complex variables, or cones that the solver lacks.
+    ValueError, TypeError
+        If parameters, variables or options are not what they should be."""
+
+Class = TypeVar("Class", bound=type)
+
+
+def documented(cls: Class) -> Class:
+    """Put the documentation of the constructor in the place of ``{constructor}``."""
+    cls.__doc__ = (cls.__doc__ or "").replace("{constructor}", _CONSTRUCTOR)
+    return cls
+
+
+class Frontend:
+    """The base of the layers: holds the operations of one problem.
+
+    Attributes
+    ----------
+    operations : Operations
+        What the framework's rules are made of.
+    """
+
+    operations: Operations
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter],
+        variables: Sequence[cp.Variable],
+        solver: str | None = None,
+        gp: bool = False,
+        verbose: bool = False,
+        canon_backend: str | None = None,
+        solver_args: Mapping[str, Any] | None = None,
+        *,
+        on_failure: FailurePolicy = "raise",
+    ):
+        self._hold(
+            Operations(
+                problem,
+                parameters,
+                variables,
+                solver,
+                gp,
+                verbose,
+                canon_backend,
+                solver_args,
+                on_failure,
+            )
+        )
+
+    @classmethod
+    def of(cls, operations: Operations) -> Self:
+        """The layer of operations that exist already."""
+        layer = cls.__new__(cls)
+        layer._hold(operations)
+        return layer
+
+    def _hold(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.operations!r})"
