@@ -114,6 +114,8 @@ class Operations:
         self.solution_map = SolutionMap(self.canonical, solver, solver_args, verbose)
         self._layouts: dict[Any, Layout] = {}
         self._places: dict[tuple[str, bool], list[slice]] = {}
+        # Calls that a compiled program refers to by name.
+        self.calls: dict[str, Call] = {}
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{p.name}{list(p.shape)}" for p in self.canonical.parameters)
@@ -145,7 +147,7 @@ class Operations:
         return layout
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_layouts": {}}
+        return {**vars(self), "_layouts": {}, "calls": {}}
 
 
 class Call:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import cvxlayers.jax
-import jax
 
 from .frameworks import DERIVATIVES, GRADIENTS, PAIRS, PRODUCTS, Array, Direction
 from .oracle import weights

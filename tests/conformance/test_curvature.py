@@ -252,7 +252,7 @@ SQUARE_ROOT = Case(
         (LOGARITHM, _logarithm),
         (SQUARE_ROOT, _square_root),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_oracle_agrees_with_closed_form(case: Case, closed_form: Callable) -> None:
     truth = curvature(case)

@@ -137,7 +137,7 @@ def test_an_empty_batch_of_a_parameter_with_an_attribute(attribute: str) -> None
 
 
 @pytest.mark.parametrize(
-    "value", [None, "A", {}, object(), np.array(["A"]), np.ones(3) * 1j, [[1], [1, 2]]], ids=repr
+    "value", [None, "A", {}, {1.0}, np.array(["A"]), np.ones(3) * 1j, [[1], [1, 2]]], ids=repr
 )
 def test_a_value_that_is_no_array(layer: CvxpyLayer, value: object) -> None:
     kind = type(value).__name__

@@ -39,6 +39,19 @@ class Cone(Protocol):
         """
         ...
 
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Smoothed projection Π_μ(w), strictly inside K (see `barrier`), shape (..., c, q) as `w`.
+
+        mu > 0 broadcasts with (..., c, 1); `near` is a guess of Π_μ(w).
+        """
+        ...
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, Any]:
+        """As `spectrum`, of DΠ_μ(w): eigenvalues strictly between 0 and 1."""
+        ...
+
 
 # array-api-compat's clip costs NumPy ten times as much as these; NaN stays NaN in all three.
 

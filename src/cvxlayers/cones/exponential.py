@@ -7,7 +7,9 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from cvxlayers.cones.barrier import barrier_level, spectrum_of_hessian
 from cvxlayers.cones.base import Array, at_least, at_most, frame_of_ray, rescale, within
+from cvxlayers.cones.exponential_barrier import SmoothPoint, find_smooth_point
 from cvxlayers.cones.exponential_slope import FARTHEST, TINY, find_slope, weights
 from cvxlayers.cones.second_derivative import in_frame, on_units
 
@@ -87,6 +89,67 @@ class Exponential:
         lam = xp.where(part.face[..., None], on_face, lam)
         lam = xp.where(part.inside[..., None], 1.0, xp.where(part.polar[..., None], 0.0, lam))
         return lam, xp.where(part.face[..., None, None], axes, frame.U)
+
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Π_μ(w) by Newton's method, see `exponential_barrier`.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, 3).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
+
+        Returns
+        -------
+        array
+            Shape (..., c, 3).
+        """
+        xp = array_namespace(w)
+        width, point = self._smooth(xp, w, mu, near)
+        return width * xp.stack([point.x, point.y, point.z], axis=-1)
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Eigenvalues and eigenvectors of (I + μ ∇²φ(s))⁻¹ for s = Π_μ(w).
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, 3).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, 3), strictly between 0 and 1.
+        U : array
+            Shape (..., c, 3, 3), orthonormal columns.
+        """
+        xp = array_namespace(w)
+        return spectrum_of_hessian(xp, *self._smooth(xp, w, mu, near)[1].hessian(xp))
+
+    def _smooth(
+        self, xp: Any, w: Array, mu: Array | float, near: Array | None
+    ) -> tuple[Array, SmoothPoint]:
+        """√μ and Π₁(w/√μ)."""
+        width = xp.sqrt(barrier_level(xp, w, mu))
+        unit = w / width
+        margin = 1.0 / (1.0 + xp.max(xp.abs(unit), axis=-1))
+        guess = self.project(unit) if near is None else near / width
+        # A guess is positive; the projection may lie on the boundary.
+        y, z = (at_least(xp, guess[..., i], 0.0) for i in (1, 2))
+        if near is None:
+            y, z = y + margin, z + margin
+        else:
+            y, z = xp.where(y > 0.0, y, margin), xp.where(z > 0.0, z, margin)
+        return width, find_smooth_point(xp, unit, y, z)
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k] = (h⊥·k⊥) v + (v·h) k⊥ + (v·k) h⊥ (see `second_derivative`).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace
 
+from cvxlayers.cones.barrier import barrier_level, below_one, smooth_positive
 from cvxlayers.cones.base import Array, at_least
 from cvxlayers.cones.second_derivative import broadcast_zeros
 
@@ -56,6 +57,51 @@ class NonNegative:
             The identity.
         """
         return array_namespace(w).astype(w > 0.0, w.dtype), None
+
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Π_μ(w) = ½ (w + √(w² + 4μ)).
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+        """
+        xp = array_namespace(w)
+        return smooth_positive(xp, w, barrier_level(xp, w, mu))[0]
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, None]:
+        """DΠ_μ(w) = diag(s/√(w² + 4μ)) for s = Π_μ(w).
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), strictly between 0 and 1.
+        U : None
+            The identity.
+        """
+        xp = array_namespace(w)
+        s, root = smooth_positive(xp, w, barrier_level(xp, w, mu))
+        return below_one(xp, s / root), None
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k] = 0, on the kinks too.

@@ -9,7 +9,9 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import ArrayLike
 
+from cvxlayers.cones.barrier import barrier_level, spectrum_of_hessian
 from cvxlayers.cones.base import Array, at_least, frame_of_ray, rescale
+from cvxlayers.cones.power_barrier import SmoothPoint, find_smooth_point
 from cvxlayers.cones.power_equation import find_parts
 from cvxlayers.cones.second_derivative import in_frame, on_units
 
@@ -110,6 +112,61 @@ class ThreeDimPower:
         lam = xp.where(part.flat[..., None], flat_lam, lam)
         lam = xp.where(part.inside[..., None], 1.0, xp.where(part.polar[..., None], 0.0, lam))
         return lam, xp.where(part.flat[..., None, None], axes, frame.U)
+
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Π_μ(w) by one scalar equation, see `power_barrier`.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, 3).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
+
+        Returns
+        -------
+        array
+            Shape (..., c, 3).
+        """
+        xp = array_namespace(w)
+        width, point = self._smooth(xp, w, mu, near)
+        return width * xp.stack([point.x, point.y, point.z], axis=-1)
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Eigenvalues and eigenvectors of (I + μ ∇²φ(s))⁻¹ for s = Π_μ(w).
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, 3).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, 3), strictly between 0 and 1.
+        U : array
+            Shape (..., c, 3, 3), orthonormal columns.
+        """
+        xp = array_namespace(w)
+        _, point = self._smooth(xp, w, mu, near)
+        α = _exponents(xp, self.alpha, w)
+        return spectrum_of_hessian(xp, *point.hessian(xp, α))
+
+    def _smooth(
+        self, xp: Any, w: Array, mu: Array | float, near: Array | None
+    ) -> tuple[Array, SmoothPoint]:
+        """√μ and Π₁(w/√μ)."""
+        width = xp.sqrt(barrier_level(xp, w, mu))
+        α = _exponents(xp, self.alpha, w)
+        return width, find_smooth_point(xp, w / width, α, None if near is None else near / width)
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k] = (h⊥·k⊥) v + (v·h) k⊥ + (v·k) h⊥ (see `second_derivative`).

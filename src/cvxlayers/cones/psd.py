@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from cvxlayers.cones.barrier import barrier_level, below_one, smooth_positive
 from cvxlayers.cones.base import EPS, Array, at_least
 from cvxlayers.cones.second_derivative import on_units
 
@@ -194,12 +195,61 @@ class PSD:
         numerator = xp.take(positive, i, axis=-1) + xp.take(positive, j, axis=-1)
         lam = numerator / xp.where(total > 0.0, total, 1.0)
 
-        # Column (i, j), entry (a, b): weight · (V_ai V_bj + V_aj V_bi), each side of it √2 or 1.
-        upper, lower = xp.take(V, i, axis=-2), xp.take(V, j, axis=-2)
-        products = xp.take(upper, i, axis=-1) * xp.take(lower, j, axis=-1)
-        products = products + xp.take(upper, j, axis=-1) * xp.take(lower, i, axis=-1)
-        weight = np.where(rows == cols, 0.5**0.5, 1.0)
-        return lam, products * _like(xp, weight[:, None] * weight, w)
+        return lam, self._eigenvectors(xp, V)
+
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Π_μ(V diag(l) Vᵀ) = V diag(½ (l + √(l² + 4μ))) Vᵀ.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+        """
+        xp = array_namespace(w)
+        values, V = xp.linalg.eigh(smat(w))
+        smoothed, _ = smooth_positive(xp, values, barrier_level(xp, w, mu))
+        return svec(xp.matmul(V * smoothed[..., None, :], xp.matrix_transpose(V)))
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Eigenvalues (sᵢ + sⱼ)/(√(lᵢ² + 4μ) + √(lⱼ² + 4μ)), sᵢ those of Π_μ(w).
+
+        These are the divided differences of the function that smooths max(·, 0); the eigenvectors
+        are those of `spectrum`.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), strictly between 0 and 1.
+        U : array
+            Shape (..., c, q, q), orthonormal columns.
+        """
+        xp = array_namespace(w)
+        rows, cols = triangle(self.k)
+        i, j = _like(xp, rows, w), _like(xp, cols, w)
+        values, V = xp.linalg.eigh(smat(w))
+        s, root = smooth_positive(xp, values, barrier_level(xp, w, mu))
+        numerator, total = (xp.take(a, i, axis=-1) + xp.take(a, j, axis=-1) for a in (s, root))
+        return below_one(xp, numerator / total), self._eigenvectors(xp, V)
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k] from second divided differences of f = max(·, 0).
@@ -234,6 +284,17 @@ class PSD:
         """
         xp = array_namespace(w, h, k)
         return on_units(xp, lambda w, h, k: _second(xp, w, h, k), w, h, k)
+
+    def _eigenvectors(self, xp: Any, V: Array) -> Array:
+        """svec(vᵢvⱼᵀ + vⱼvᵢᵀ)/√2, or svec(vᵢvᵢᵀ) where i = j, as columns."""
+        rows, cols = triangle(self.k)
+        i, j = _like(xp, rows, V), _like(xp, cols, V)
+        # Column (i, j), entry (a, b): weight · (V_ai V_bj + V_aj V_bi), each side of it √2 or 1.
+        upper, lower = xp.take(V, i, axis=-2), xp.take(V, j, axis=-2)
+        products = xp.take(upper, i, axis=-1) * xp.take(lower, j, axis=-1)
+        products = products + xp.take(upper, j, axis=-1) * xp.take(lower, i, axis=-1)
+        weight = np.where(rows == cols, 0.5**0.5, 1.0)
+        return products * _like(xp, weight[:, None] * weight, V)
 
 
 def _second(xp: Any, w: Array, h: Array, k: Array) -> Array:

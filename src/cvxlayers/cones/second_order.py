@@ -6,6 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from cvxlayers.cones.barrier import barrier_level, below_one, smooth_positive
 from cvxlayers.cones.base import Array, rescale
 from cvxlayers.cones.second_derivative import broadcast_zeros, on_units, symmetric_product
 
@@ -177,6 +178,69 @@ class SecondOrder:
         rotation = AxisRotation(axis)
         return lam, rotation if self.q >= LONG else rotation.matrix()
 
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Π_μ(w) = ½ s₊ (1, u) + ½ s₋ (1, −u), u = w₁/‖w₁‖, s± = ½ (w± + √(w±² + 8μ)).
+
+        w± = w₀ ± ‖w₁‖ and s± are eigenvalues, of which the barrier is −log s₊ − log s₋; the
+        squared norm is half the sum of their squares. The half-line q = 1 has the barrier
+        −log s.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+        """
+        xp = array_namespace(w)
+        if self.q == 1:
+            return smooth_positive(xp, w, barrier_level(xp, w, mu))[0]
+        s, root, _ = _smooth_parts(xp, w, mu)
+        # s₊ − s₋ from the divided difference.
+        tangent = (s[0] + s[1]) / (root[0] + root[1])
+        return xp.concat([0.5 * (s[0] + s[1]), tangent * w[..., 1:]], axis=-1)
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, Array | AxisRotation | None]:
+        """Eigenvalues s₋/r₋, s₊/r₊ and (s₊ + s₋)/(r₊ + r₋) (q - 2 times), r± = √(w±² + 8μ).
+
+        The eigenvectors are those of `spectrum`.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), strictly between 0 and 1.
+        U : array, AxisRotation or None
+            As that of `spectrum`.
+        """
+        xp = array_namespace(w)
+        if self.q == 1:
+            s, root = smooth_positive(xp, w, barrier_level(xp, w, mu))
+            return below_one(xp, s / root), None
+        (s, t), (root, other), axis = _smooth_parts(xp, w, mu)
+        tangent = (s + t) / (root + other)
+        repeated = xp.broadcast_to(tangent, (*tangent.shape[:-1], self.q - 2))
+        lam = below_one(xp, xp.concat([s / root, t / other, repeated], axis=-1))
+        rotation = AxisRotation(axis)
+        return lam, rotation if self.q >= LONG else rotation.matrix()
+
     def second(self, w: Array, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k] = (h⊥·k⊥) v + (v·h) k⊥ + (v·k) h⊥, in a number of operations O(q).
 
@@ -213,6 +277,14 @@ def _second(xp: Any, w: Array, h: Array, k: Array) -> Array:
         return xp.concat([xp.zeros_like(part[..., :1]), part], axis=-1)
 
     return symmetric_product(xp, xp.where(between, v, 0.0), h, k, across(h), across(k))
+
+
+def _smooth_parts(xp: Any, w: Array, mu: Array | float) -> tuple[list[Array], list[Array], Array]:
+    """(s₋, s₊), the roots (r₋, r₊) and u."""
+    w0, length, axis = _polar_form(xp, w)
+    level = 2.0 * barrier_level(xp, w, mu)
+    pairs = [smooth_positive(xp, value, level) for value in (w0 - length, w0 + length)]
+    return [s for s, _ in pairs], [root for _, root in pairs], axis
 
 
 def _polar_form(xp: Any, w: Array) -> tuple[Array, Array, Array]:

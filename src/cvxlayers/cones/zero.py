@@ -57,6 +57,48 @@ class Zero:
         """
         return array_namespace(w).zeros_like(w), None
 
+    def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
+        """Π_μ(w) = 0: an equation has no barrier.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+        """
+        return array_namespace(w).zeros_like(w)
+
+    def smooth_spectrum(
+        self, w: Array, mu: Array | float, near: Array | None = None
+    ) -> tuple[Array, None]:
+        """DΠ_μ(w) = 0.
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Not needed.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), all 0.
+        U : None
+            The identity.
+        """
+        return array_namespace(w).zeros_like(w), None
+
     def second(self, w: Array, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k] = 0.
 

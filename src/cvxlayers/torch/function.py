@@ -86,6 +86,11 @@ class Operation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Maybe) -> tuple[Maybe, ...]:
         task, wanted = ctx.task, ctx.needs_input_grad[1:]
+        if not task.call.differentiable:
+            raise RuntimeError(
+                "A gradient is asked for through a CvxpyLayer whose inputs wanted none when it was "
+                "called. Please report how it was called."
+            )
         if task.name == "solve":
             gradients = gradients[:-1]
         pulled: list[Maybe] = [None] * len(wanted)

@@ -119,6 +119,16 @@ class CvxpyLayer(Frontend, torch.nn.Module):
         tensors, dtype = _tensors(arrange(params, named, specs), specs)
         if torch.compiler.is_compiling():
             return self._traced(tensors, solver_args, warm_start, on_failure, dtype)
+        return self._solve(tensors, solver_args, warm_start, on_failure, dtype)
+
+    def _solve(
+        self,
+        tensors: Sequence[torch.Tensor],
+        solver_args: Mapping[str, Any] | None,
+        warm_start: bool,
+        on_failure: FailurePolicy | None,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, ...]:
         differentiable = _is_differentiated(tensors)
         call = Call(self.operations, solver_args, warm_start, on_failure, differentiable)
         task = Task(call, "solve", dtype)
@@ -137,15 +147,13 @@ class CvxpyLayer(Frontend, torch.nn.Module):
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, ...]:
         """The call as one operator of the graph that is being made."""
-        from cvxlayers.torch.tracing import options_of
+        from cvxlayers.torch.tracing import options_of, uncompiled
 
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         options = options_of(solver_args, warm_start, on_failure, differentiable, dtype)
         if options is None:
-            torch._dynamo.graph_break(
-                msg="CvxpyLayer cannot be compiled inside a derivative of torch.func or in forward "
-                "mode. Without fullgraph=True it runs uncompiled there."
-            )
+            arguments = (tensors, solver_args, warm_start, on_failure, dtype)
+            return uncompiled(self._solve, *arguments)
         results = operation(self.key, options, "solve", 0, tensors)
         return tuple(results[: len(self.operations.canonical.outputs)])
 
@@ -156,6 +164,9 @@ class CvxpyLayer(Frontend, torch.nn.Module):
 
 def _is_differentiated(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether a derivative may be asked for."""
+    if _functorch.peek_interpreter_stack() is not None:
+        # What vmap maps does not show whether it wants a gradient.
+        tensors = [_unmapped(t) for t in tensors]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
     stack = _functorch.get_interpreter_stack()
@@ -166,6 +177,12 @@ def _is_differentiated(tensors: Sequence[torch.Tensor]) -> bool:
     return level >= 0 and any(
         forward_ad.unpack_dual(t, level=level).tangent is not None for t in tensors
     )
+
+
+def _unmapped(tensor: torch.Tensor) -> torch.Tensor:
+    while _functorch.is_batchedtensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def _tensors(

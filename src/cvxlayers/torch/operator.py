@@ -23,7 +23,6 @@ __all__ = ["announce", "operation"]
 
 # Copies of a layer have the same key and do the same; any that is alive will do.
 _layers: dict[str, weakref.WeakSet[Operations]] = {}
-_calls: weakref.WeakKeyDictionary[Operations, dict[str, Call]] = weakref.WeakKeyDictionary()
 
 
 def announce(key: str, operations: Operations) -> None:
@@ -110,9 +109,9 @@ def _task(layer: str, options: str, name: str, mapped: int) -> Task:
             "layer with torch.load, too."
         )
     solver_args, warm_start, on_failure, differentiable, dtype = ast.literal_eval(options)
-    calls = _calls.setdefault(operations, {})
-    if options not in calls:
-        calls[options] = Call(
+    call = operations.calls.get(options)
+    if call is None:
+        call = operations.calls[options] = Call(
             operations, solver_args, warm_start, on_failure, differentiable, repeats=True
         )
-    return Task(calls[options], name, getattr(torch, dtype), mapped)
+    return Task(call, name, getattr(torch, dtype), mapped)

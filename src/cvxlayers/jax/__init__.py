@@ -1,0 +1,8 @@
+"""JAX frontend.
+
+>>> from cvxlayers.jax import CvxpyLayer
+"""
+
+from cvxlayers.jax.layer import CvxpyLayer
+
+__all__ = ["CvxpyLayer"]
