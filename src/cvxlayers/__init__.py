@@ -14,6 +14,8 @@ from cvxlayers.errors import (
     ParameterTypeError,
     ParameterValueError,
     SolverError,
+    SolverWarning,
+    StorageError,
     UnsupportedProblemError,
 )
 from cvxlayers.status import Status
@@ -28,7 +30,9 @@ __all__ = [
     "ParameterTypeError",
     "ParameterValueError",
     "SolverError",
+    "SolverWarning",
     "Status",
+    "StorageError",
     "UnsupportedProblemError",
     "__version__",
 ]

@@ -16,6 +16,8 @@ __all__ = [
     "ParameterTypeError",
     "ParameterValueError",
     "SolverError",
+    "SolverWarning",
+    "StorageError",
     "UnsupportedProblemError",
 ]
 
@@ -60,3 +62,12 @@ class SolverError(CvxlayersError, RuntimeError):
     def __init__(self, message: str, statuses: Mapping[tuple[int, ...], Status] | None = None):
         super().__init__(message)
         self.statuses: dict[tuple[int, ...], Status] = dict(statuses or {})
+
+
+class StorageError(CvxlayersError, ValueError):
+    """A file is no saved layer, or is damaged, or has another format; or a setting cannot be
+    saved."""
+
+
+class SolverWarning(UserWarning):
+    """Some instances of the batch were not solved, and the layer's policy is to warn."""

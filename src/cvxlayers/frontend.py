@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Self, TypeVar
 
 import cvxpy as cp
@@ -35,10 +36,10 @@ Parameters
         Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
         every solver, the others are the solver's own. An option that belongs to another solver
         gives a warning and is ignored.
-    on_failure : {"raise", "nan"}, optional
+    on_failure : {"raise", "nan", "warn"}, optional
         What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
         names them (default), or return NaN for them and let them contribute exactly zero to
-        every gradient.
+        every gradient, without a word or with a warning that says what the error would.
 
     Raises
     ------
@@ -102,6 +103,49 @@ class Frontend:
         layer = cls.__new__(cls)
         layer._hold(operations)
         return layer
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the layer to a file, from which `load` makes it again without the problem.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file; its name is taken as it is. It holds arrays and JSON in NumPy's format for
+            several arrays, and no Python objects.
+
+        Raises
+        ------
+        cvxlayers.StorageError
+            If an option of `solver_args` cannot be written down.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, os, tempfile
+        >>> from cvxlayers import CvxpyLayer
+        >>> x, b = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= 0])
+        >>> path = os.path.join(tempfile.mkdtemp(), "projection.layer")
+        >>> CvxpyLayer(problem, parameters=[b], variables=[x]).save(path)
+        >>> CvxpyLayer.load(path)([1.0, -2.0])[0].round(6) + 0
+        array([1., 0.])
+        """
+        self.operations.save(path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """The layer that `save` wrote, in any framework.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Raises
+        ------
+        cvxlayers.StorageError
+            If the file is damaged, not one of a layer, or of another version. Nothing in a file is
+            executed, and what it says is checked.
+        """
+        return cls.of(Operations.load(path))
 
     def _hold(self, operations: Operations) -> None:
         self.operations = operations

@@ -29,14 +29,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import cvxpy as cp
 import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.calling import Layout, broadcast
-from cvxlayers.canonicalize import canonicalize
+from cvxlayers.canonicalize import CanonicalProblem, canonicalize, read, write
+from cvxlayers.errors import StorageError
 from cvxlayers.parameter_values import check_values
 from cvxlayers.sensitivity import Point, Sensitivity
 from cvxlayers.solution_map import FailurePolicy, SolutionMap, check_failure_policy
@@ -109,13 +111,46 @@ class Operations:
         solver_args: Mapping[str, Any] | None = None,
         on_failure: FailurePolicy = "raise",
     ):
+        check_failure_policy(on_failure)
+        canonical = canonicalize(problem, parameters, variables, gp, canon_backend)
+        self._hold(canonical, solver, verbose, solver_args, on_failure)
+
+    def _hold(
+        self,
+        canonical: CanonicalProblem,
+        solver: str | None,
+        verbose: bool,
+        solver_args: Mapping[str, Any] | None,
+        on_failure: FailurePolicy,
+    ) -> None:
         self.on_failure: FailurePolicy = check_failure_policy(on_failure)
-        self.canonical = canonicalize(problem, parameters, variables, gp, canon_backend)
-        self.solution_map = SolutionMap(self.canonical, solver, solver_args, verbose)
+        self.canonical = canonical
+        self.solution_map = SolutionMap(canonical, solver, solver_args, verbose)
         self._layouts: dict[Any, Layout] = {}
         self._places: dict[tuple[str, bool], list[slice]] = {}
         # Calls that a compiled program refers to by name.
         self.calls: dict[str, Call] = {}
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """What `save` wrote, without CVXPY's canonicalization."""
+        canonical, settings = read(path)
+        operations = cls.__new__(cls)
+        try:
+            operations._hold(canonical, **settings)
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path}: the settings in the file do not fit: {error}") from error
+        return operations
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything to a file, as arrays and JSON."""
+        settings = {
+            "solver": self.solution_map.solver.name,
+            "solver_args": self.solution_map.solver_args,
+            "on_failure": self.on_failure,
+            "verbose": self.solution_map.verbose,
+        }
+        write(path, self.canonical, settings)
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{p.name}{list(p.shape)}" for p in self.canonical.parameters)
@@ -160,7 +195,7 @@ class Call:
         Options for this call alone.
     warm_start : bool
         Must be False.
-    on_failure : {"raise", "nan"}, optional
+    on_failure : {"raise", "nan", "warn"}, optional
         Overrides the layer's.
     differentiable : bool
         Whether derivatives will be asked for.
@@ -339,7 +374,7 @@ class Call:
 
     def _solve(self, theta: Sequence[Array], layout: Layout) -> list[Array]:
         operations = self.operations
-        check_values(theta, operations.canonical.parameters, allow_nan=self.on_failure == "nan")
+        check_values(theta, operations.canonical.parameters, allow_nan=self.on_failure != "raise")
         point = operations.solution_map.solve(
             layout.flatten(theta),
             layout.batch_shape,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
 from cvxlayers.derivative import Geometry, ImplicitDerivative, System, polish, row_scales
-from cvxlayers.errors import SolverError, UnsupportedProblemError
+from cvxlayers.errors import SolverError, SolverWarning, UnsupportedProblemError
 from cvxlayers.program import (
     ConeProgram,
     ConeSolution,
@@ -31,7 +31,7 @@ from cvxlayers.status import Status
 __all__ = ["FailurePolicy", "SolutionMap", "check_failure_policy"]
 
 Array = NDArray[np.float64]
-FailurePolicy = Literal["raise", "nan"]
+FailurePolicy = Literal["raise", "nan", "warn"]
 
 # An answer that the solver calls almost solved counts as solved once polishing has brought the
 # optimality conditions to the accuracy that the solver was asked for by default.
@@ -110,8 +110,8 @@ class SolutionMap:
         polished : bool, optional
             Whether the solution is polished where the options do not say; by default, where
             derivatives will be asked for.
-        on_failure : {"raise", "nan"}
-            Raise if an instance is not solved, or return NaN for it.
+        on_failure : {"raise", "nan", "warn"}
+            Raise if an instance is not solved, or return NaN for it, with a warning or without.
 
         Raises
         ------
@@ -133,8 +133,11 @@ class SolutionMap:
         derivative, rows = self._finish(program, solution, options, differentiable)
         failed = solution.status != SOLVED
         if failed.any():
-            if on_failure == "raise":
-                raise _failure(self.solver.name, solution.status, batch_shape)
+            if on_failure != "nan":
+                error = _failure(self.solver.name, solution.status, batch_shape)
+                if on_failure == "raise":
+                    raise error
+                warnings.warn(str(error), SolverWarning, stacklevel=2)
             for array in (solution.x, solution.z, solution.s):
                 array[failed] = np.nan
         outputs = self.canonical.recover(solution.x, solution.z)
@@ -253,7 +256,7 @@ def _failure(solver: str, statuses: NDArray[np.int64], batch_shape: tuple[int, .
     ]
     of = f"{len(failed)} of {len(statuses)} instances were" if batch_shape else "The problem was"
     rest = "such rows" if batch_shape else "it"
-    advice = f"Pass on_failure='nan' to get NaN and zero gradients for {rest} instead."
+    advice = f"With on_failure='nan' the answer is NaN, with zero gradients, for {rest}."
     return SolverError(f"{of} not solved by {solver}. {'; '.join(reasons)}. {advice}", by_index)
 
 

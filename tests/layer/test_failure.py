@@ -8,7 +8,7 @@ import pytest
 import torch
 from layer_checks import draw, nonneg_least_squares, run, same_bits, tensor
 
-from cvxlayers import CvxlayersError, SolverError, Status
+from cvxlayers import CvxlayersError, SolverError, SolverWarning, Status
 from cvxlayers.torch import CvxpyLayer
 
 GOOD, BAD = 2.0, -1.0
@@ -208,3 +208,19 @@ def test_a_later_call_is_not_affected_by_a_failed_one() -> None:
         run(layer, box_values([GOOD, BAD]))
     after = run(layer, values)
     assert same_bits(after[0], before[0]) and same_bits(after[1], before[1])
+
+
+def test_the_policy_warn_says_what_the_error_would_and_returns_what_nan_does() -> None:
+    warning, silent = box_layer(on_failure="warn"), box_layer(on_failure="nan")
+    values = box_values([GOOD, BAD, GOOD])
+    with pytest.warns(SolverWarning, match="1 of 3 .*row 1 PRIMAL_INFEASIBLE"):
+        outputs, gradients = run(warning, values)
+    true_outputs, true_gradients = run(silent, values)
+    assert same_bits(outputs, true_outputs) and same_bits(gradients, true_gradients)
+    with pytest.raises(SolverError):
+        warning(*values, on_failure="raise")
+    with pytest.warns(SolverWarning):
+        silent(*values, on_failure="warn")
+    values[0][1] = torch.nan  # as with "nan", the row is not solved
+    with pytest.warns(SolverWarning, match="row 1"):
+        warning(*values)

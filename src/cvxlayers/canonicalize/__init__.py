@@ -2,5 +2,6 @@
 
 from cvxlayers.canonicalize.canonical import CanonicalProblem, OutputSpec, ParameterSpec
 from cvxlayers.canonicalize.compile import canonicalize
+from cvxlayers.canonicalize.storage import read, write
 
-__all__ = ["CanonicalProblem", "OutputSpec", "ParameterSpec", "canonicalize"]
+__all__ = ["CanonicalProblem", "OutputSpec", "ParameterSpec", "canonicalize", "read", "write"]

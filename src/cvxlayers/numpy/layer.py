@@ -62,7 +62,7 @@ class CvxpyLayer(Frontend):
             Options for this call alone, on top of the constructor's.
         warm_start : bool, optional
             Must be False: an answer never depends on earlier calls.
-        on_failure : {"raise", "nan"}, optional
+        on_failure : {"raise", "nan", "warn"}, optional
             Overrides the constructor's.
         **named : array_like
             Values by the names of their `cvxpy.Parameter`, for those not given by position.

@@ -93,7 +93,7 @@ class CvxpyLayer(Frontend, torch.nn.Module):
         warm_start : bool, optional
             Must be False: no solver here starts from an earlier answer, so that an answer never
             depends on earlier calls.
-        on_failure : {"raise", "nan"}, optional
+        on_failure : {"raise", "nan", "warn"}, optional
             Overrides the constructor's.
         **named : torch.Tensor, array_like
             Values by the names of their `cvxpy.Parameter`, for those not given by position.
