@@ -18,6 +18,7 @@ from cvxlayers.errors import (
     StorageError,
     UnsupportedProblemError,
 )
+from cvxlayers.info import Info
 from cvxlayers.status import Status
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CvxlayersError",
     "CvxpyLayer",
+    "Info",
     "NotDPPError",
     "ParameterTypeError",
     "ParameterValueError",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from cvxlayers.errors import ParameterTypeError
 from cvxlayers.frontend import documented
+from cvxlayers.info import Info
 from cvxlayers.numpy import CvxpyLayer as NumpyLayer
 
 __all__ = ["CvxpyLayer"]
@@ -46,7 +47,7 @@ class CvxpyLayer(NumpyLayer):
            [3., 4.]])
     """
 
-    _frontends: dict[str, Callable[..., Any]]
+    _frontends: dict[str, Any]
 
     def __call__(self, *params: Any, **options: Any) -> tuple[Any, ...]:
         """Solve at the given parameter values.
@@ -73,14 +74,50 @@ class CvxpyLayer(NumpyLayer):
         TypeError
             If the arguments are of two frameworks. The message names both.
         """
-        name = self._framework([*params, *options.values()])
+        frontend = self._frontend([*params, *options.values()])
+        call = super().__call__ if frontend is None else frontend
+        return call(*params, **options)
+
+    def solve(self, *params: Any, **options: Any) -> tuple[tuple[Any, ...], Info]:
+        """Solve, and say what became of every instance.
+
+        Parameters
+        ----------
+        *params, **options
+            As for a call.
+
+        Returns
+        -------
+        outputs : tuple of arrays
+            As from a call.
+        info : cvxlayers.Info
+            Status, iterations, residuals of every instance, as NumPy arrays.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, numpy as np
+        >>> from cvxlayers import CvxpyLayer
+        >>> x, b = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [x >= b, x <= 1])
+        >>> layer = CvxpyLayer(problem, parameters=[b], variables=[x], on_failure="nan")
+        >>> _, info = layer.solve(np.array([[0.5, 0.5], [2.0, 0.5]]))
+        >>> info.status
+        array([0, 2])
+        """
+        frontend = self._frontend([*params, *options.values()])
+        solve = super().solve if frontend is None else frontend.solve
+        return solve(*params, **options)
+
+    def _frontend(self, values: Iterable[Any]) -> Any:
+        """The layer of the arguments' framework; None for NumPy."""
+        name = self._framework(values)
         if name is None:
-            return super().__call__(*params, **options)
+            return None
         frontends = vars(self).setdefault("_frontends", {})
         if name not in frontends:
             layer = importlib.import_module(f"cvxlayers.{name}").CvxpyLayer
             frontends[name] = layer.of(self.operations)
-        return frontends[name](*params, **options)
+        return frontends[name]
 
     def _solve(self, values: Any, *settings: Any) -> Any:
         name = self._framework(values)

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from cvxlayers.calling import Layout, broadcast
 from cvxlayers.canonicalize import CanonicalProblem, canonicalize, read, write
 from cvxlayers.errors import StorageError
+from cvxlayers.info import Info
 from cvxlayers.parameter_values import check_values
 from cvxlayers.sensitivity import Point, Sensitivity
 from cvxlayers.solution_map import FailurePolicy, SolutionMap, check_failure_policy
@@ -204,6 +205,8 @@ class Call:
         derivatives will be asked for.
     repeats : bool
         Whether `solve` may run more than once for this call, as in a compiled program.
+    inspected : bool
+        Whether "solve" leaves an `Info` in the attribute `info`.
     """
 
     def __init__(
@@ -215,6 +218,7 @@ class Call:
         differentiable: bool = True,
         polished: bool | None = None,
         repeats: bool = False,
+        inspected: bool = False,
     ):
         if warm_start:
             raise ValueError(
@@ -226,6 +230,8 @@ class Call:
             operations.on_failure if on_failure is None else check_failure_policy(on_failure)
         )
         self.differentiable, self.polished, self.repeats = differentiable, polished, repeats
+        self.inspected = inspected
+        self.info: Info | None = None
         self._last: tuple[Array, bytes, Point] | None = None
 
     @property
@@ -375,8 +381,9 @@ class Call:
     def _solve(self, theta: Sequence[Array], layout: Layout) -> list[Array]:
         operations = self.operations
         check_values(theta, operations.canonical.parameters, allow_nan=self.on_failure != "raise")
+        flat = layout.flatten(theta)
         point = operations.solution_map.solve(
-            layout.flatten(theta),
+            flat,
             layout.batch_shape,
             solver_args=self.solver_args,
             differentiable=self.differentiable,
@@ -384,6 +391,9 @@ class Call:
             on_failure=self.on_failure,
         )
         outputs = [y.reshape(layout.batch_shape + y.shape[1:]) for y in point.outputs]
+        if self.inspected:
+            found = operations.solution_map.inspect(point, flat)
+            self.info = Info(**{name: a.reshape(layout.batch_shape) for name, a in found.items()})
         if not self.differentiable:
             return outputs
         if operations.canonical.is_geometric:

@@ -42,6 +42,8 @@ class Point:
         What the user asked for, shapes (B, *shape).
     derivative : Linearization or None
         The derivative at these points, for the instances `rows` alone (None: for all).
+    attempt : ndarray of int, optional
+        Shape (B,): which entry of `solvers.retries` gave the answer, from one.
     """
 
     x: Array
@@ -52,6 +54,7 @@ class Point:
     outputs: list[Array] = field(repr=False)
     rows: NDArray[np.bool_] | None = field(default=None, repr=False)
     derivative: Linearization | None = field(default=None, repr=False)
+    attempt: NDArray[np.int64] | None = field(default=None, repr=False)
 
     @property
     def solved(self) -> NDArray[np.bool_]:

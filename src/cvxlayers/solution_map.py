@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
-from cvxlayers.derivative import Geometry, ImplicitDerivative, System, polish, row_scales
+from cvxlayers.derivative import (
+    Geometry,
+    ImplicitDerivative,
+    System,
+    polish,
+    residuals,
+    row_scales,
+)
 from cvxlayers.errors import SolverError, SolverWarning, UnsupportedProblemError
 from cvxlayers.program import (
     ConeProgram,
@@ -26,6 +33,7 @@ from cvxlayers.program import (
 from cvxlayers.sensitivity import SOLVED, Point
 from cvxlayers.solvers import get_solver
 from cvxlayers.solvers.options import COMMON_OPTIONS, Options, resolve_options
+from cvxlayers.solvers.retries import retry
 from cvxlayers.status import Status
 
 __all__ = ["FailurePolicy", "SolutionMap", "check_failure_policy"]
@@ -123,11 +131,13 @@ class SolutionMap:
             options = resolve_options(type(self.solver), self.solver_args, solver_args)
         verbose = self.verbose if options.verbose is None else options.verbose
         batch = math.prod(batch_shape)
+        attempt = np.zeros(batch, dtype=np.int64)
         program = self.canonical.program(theta, batch)
         if batch == 0:
             solution = ConeSolution.empty(0, self.canonical.structure)
         else:
             solution = self.solver.solve(program, options.solver, verbose)
+            attempt = retry(self.solver.name, program, solution, options.solver)
         if options.polish is None:
             options = replace(options, polish=differentiable if polished is None else polished)
         derivative, rows = self._finish(program, solution, options, differentiable)
@@ -150,7 +160,26 @@ class SolutionMap:
             outputs,
             rows,
             derivative,
+            attempt,
         )
+
+    def inspect(self, point: Point, theta: Sequence[Array]) -> dict[str, NDArray[Any]]:
+        """What became of every instance: the fields of `cvxlayers.info.Info`, shape (B,)."""
+        program = self.canonical.program(theta, len(point.x))
+        primal, dual, gap = residuals(self.geometry, program, point.x, point.z, point.s)
+        degenerate = np.zeros(len(point.x), dtype=bool)
+        if isinstance(point.derivative, ImplicitDerivative):
+            some = slice(None) if point.rows is None else point.rows
+            degenerate[some] = point.derivative.system.degenerate
+        return {
+            "status": point.status,
+            "iterations": point.iterations,
+            "attempt": np.zeros_like(point.status) if point.attempt is None else point.attempt,
+            "primal_residual": primal,
+            "dual_residual": dual,
+            "gap": gap,
+            "degenerate": degenerate,
+        }
 
     def at(
         self,

@@ -12,7 +12,15 @@ One symmetric system serves the gradient (`ImplicitDerivative.vjp`), the directi
 from cvxlayers.derivative.balance import row_scales
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import ImplicitDerivative
-from cvxlayers.derivative.polish import Polished, polish
+from cvxlayers.derivative.polish import Polished, polish, residuals
 from cvxlayers.derivative.system import System
 
-__all__ = ["Geometry", "ImplicitDerivative", "Polished", "System", "polish", "row_scales"]
+__all__ = [
+    "Geometry",
+    "ImplicitDerivative",
+    "Polished",
+    "System",
+    "polish",
+    "residuals",
+    "row_scales",
+]

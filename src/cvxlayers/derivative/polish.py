@@ -20,7 +20,7 @@ from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.system import System, factor
 from cvxlayers.program import ConeProgram
 
-__all__ = ["Polished", "polish", "residual"]
+__all__ = ["Polished", "polish", "residual", "residuals"]
 
 Array = NDArray[np.float64]
 
@@ -65,13 +65,34 @@ def residual(
 ) -> tuple[Array, Array, Array]:
     """F₁, F₂ and the scaled residual: the larger of ‖F₁‖/(1 + its largest term) and of
     |F₂ᵢ|/(1 + |sᵢ| + |bᵢ|), row by row, because a bound of 1e20 must not hide the other rows."""
+    F1, F2, primal, dual, _ = _conditions(geometry, program, x, z, s)
+    return F1, F2, np.maximum(primal, dual)
+
+
+def residuals(
+    geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array
+) -> tuple[Array, Array, Array]:
+    """The primal and the dual residual, scaled as in `residual`, and the relative duality gap.
+
+    The gap is |xᵀP x + qᵀx + bᵀz| / (1 + the larger of |primal| and |dual objective|).
+    """
+    _, _, primal, dual, Px = _conditions(geometry, program, x, z, s)
+    quadratic, linear = (Px * x).sum(axis=1), (program.q * x).sum(axis=1)
+    offset = (program.b * z).sum(axis=1)
+    largest = np.maximum(np.abs(0.5 * quadratic + linear), np.abs(0.5 * quadratic + offset))
+    return primal, dual, np.abs(quadratic + linear + offset) / (1.0 + largest)
+
+
+def _conditions(
+    geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array
+) -> tuple[Array, Array, Array, Array, Array]:
     Px, Atz = geometry.apply_P(program.P, x), geometry.apply_At(program.A, z)
     Ax = geometry.apply_A(program.A, x)
     F1 = Px + program.q + Atz
     F2 = Ax + s - program.b
     dual = _norm(F1) / (1.0 + np.maximum(np.maximum(_norm(Px), _norm(Atz)), _norm(program.q)))
     primal = _norm(F2 / (1.0 + np.abs(s) + np.abs(program.b)))
-    return F1, F2, np.maximum(primal, dual)
+    return F1, F2, primal, dual, Px
 
 
 def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:

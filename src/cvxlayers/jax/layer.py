@@ -13,6 +13,7 @@ from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError
 from cvxlayers.frontend import Frontend, documented
+from cvxlayers.info import Info
 from cvxlayers.jax.primitive import bind
 from cvxlayers.jax.task import Origin, Task, to_bits
 from cvxlayers.solution_map import FailurePolicy
@@ -110,6 +111,50 @@ class CvxpyLayer(Frontend):
         NotImplementedError
             If a third derivative is asked for.
         """
+        return self._run(params, named, solver_args, warm_start, on_failure)[0]
+
+    def solve(
+        self,
+        *params: Any,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool = False,
+        on_failure: FailurePolicy | None = None,
+        **named: Any,
+    ) -> tuple[tuple[jax.Array, ...], Info]:
+        """Solve, and say what became of every instance.
+
+        Parameters
+        ----------
+        *params, solver_args, warm_start, on_failure, **named
+            As for a call; not inside `jax.jit` or another transformation, where there are no
+            values yet.
+
+        Returns
+        -------
+        outputs : tuple of jax.Array
+            As from a call.
+        info : cvxlayers.Info
+            Status, iterations, residuals of every instance, as NumPy arrays.
+        """
+        for value in (*params, *named.values()):
+            if isinstance(value, jax.core.Tracer):
+                raise ParameterTypeError(
+                    "solve: expected arrays with values, got one that JAX is tracing. Call the "
+                    "layer itself inside jax.jit, jax.grad and jax.vmap, and solve outside."
+                )
+        outputs, origin = self._run(params, named, solver_args, warm_start, on_failure, True)
+        assert origin.plain.info is not None
+        return outputs, origin.plain.info
+
+    def _run(
+        self,
+        params: Sequence[Any],
+        named: Mapping[str, Any],
+        solver_args: Mapping[str, Any] | None,
+        warm_start: bool,
+        on_failure: FailurePolicy | None,
+        inspected: bool = False,
+    ) -> tuple[tuple[jax.Array, ...], Origin]:
         specs = self.operations.canonical.parameters
         values = arrange(params, named, specs)
         dtype = _dtype(values, specs)
@@ -118,7 +163,8 @@ class CvxpyLayer(Frontend):
             for value, spec in zip(values, specs, strict=True)
         ]
         origin = Origin(self.operations, solver_args, warm_start, on_failure, dtype)
-        return tuple(bind(Task(origin, "solve", differentiable=False), row))
+        origin.plain.inspected = inspected
+        return tuple(bind(Task(origin, "solve", differentiable=False), row)), origin
 
 
 def _dtype(values: Sequence[Any], specs: Sequence[ParameterSpec]) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError
 from cvxlayers.frontend import Frontend, documented
+from cvxlayers.info import Info
 from cvxlayers.mlx.function import Operand, Task, apply
 from cvxlayers.mlx.tracing import in_transformation
 from cvxlayers.operations import Call
@@ -105,6 +106,49 @@ class CvxpyLayer(Frontend):
         NotImplementedError
             If a third derivative is asked for.
         """
+        return self._run(params, named, solver_args, warm_start, on_failure)[0]
+
+    forward = __call__
+
+    def solve(
+        self,
+        *params: Any,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool = False,
+        on_failure: FailurePolicy | None = None,
+        **named: Any,
+    ) -> tuple[tuple[mx.array, ...], Info]:
+        """Solve, and say what became of every instance.
+
+        Parameters
+        ----------
+        *params, solver_args, warm_start, on_failure, **named
+            As for a call.
+
+        Returns
+        -------
+        outputs : tuple of mlx.core.array
+            As from a call; they can be differentiated like those.
+        info : cvxlayers.Info
+            Status, iterations, residuals of every instance, as NumPy arrays.
+        """
+        outputs, call = self._run(params, named, solver_args, warm_start, on_failure, True)
+        if call.info is None:  # only placeholders have been seen, under cvxlayers.mlx.vmap
+            raise ParameterTypeError(
+                "solve: expected arrays with values, got placeholders of a vmap. Hand the layer a "
+                "batch axis instead."
+            )
+        return outputs, call.info
+
+    def _run(
+        self,
+        params: Sequence[Any],
+        named: Mapping[str, Any],
+        solver_args: Mapping[str, Any] | None,
+        warm_start: bool,
+        on_failure: FailurePolicy | None,
+        inspected: bool = False,
+    ) -> tuple[tuple[mx.array, ...], Call]:
         specs = self.operations.canonical.parameters
         operands, dtype = _operands(arrange(params, named, specs), specs)
         # MLX does not say what will be differentiated; and the value of a function should not
@@ -116,10 +160,9 @@ class CvxpyLayer(Frontend):
             on_failure,
             differentiable=in_transformation(),
             polished=True,
+            inspected=inspected,
         )
-        return tuple(apply(Task(call, "solve", dtype), operands))
-
-    forward = __call__
+        return tuple(apply(Task(call, "solve", dtype), operands)), call
 
 
 def _operands(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cvxlayers.calling import arrange, constant
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
 from cvxlayers.frontend import Frontend, documented
+from cvxlayers.info import Info
 from cvxlayers.operations import Call, Operations
 from cvxlayers.solution_map import FailurePolicy
 
@@ -83,6 +84,41 @@ class CvxpyLayer(Frontend):
         at = _Values(self.operations, arrange(params, named, self.operations.canonical.parameters))
         call = Call(self.operations, solver_args, warm_start, on_failure, differentiable=False)
         return at.like_outputs(call.run("solve", at.arrays))
+
+    def solve(
+        self,
+        *params: Any,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool = False,
+        on_failure: FailurePolicy | None = None,
+        **named: Any,
+    ) -> tuple[Arrays, Info]:
+        """Solve, and say what became of every instance.
+
+        Parameters
+        ----------
+        *params, solver_args, warm_start, on_failure, **named
+            As for a call.
+
+        Returns
+        -------
+        outputs : tuple of ndarray
+            As from a call.
+        info : cvxlayers.Info
+            Status, iterations, residuals of every instance.
+        """
+        at = _Values(self.operations, arrange(params, named, self.operations.canonical.parameters))
+        call = Call(
+            self.operations,
+            solver_args,
+            warm_start,
+            on_failure,
+            differentiable=False,
+            inspected=True,
+        )
+        outputs = at.like_outputs(call.run("solve", at.arrays))
+        assert call.info is not None
+        return outputs, call.info
 
     def vjp(
         self,

@@ -16,6 +16,7 @@ from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
 from cvxlayers.frontend import Frontend, documented
+from cvxlayers.info import Info
 from cvxlayers.operations import Call, Operations
 from cvxlayers.solution_map import FailurePolicy
 from cvxlayers.torch.function import Operation, Task
@@ -119,24 +120,71 @@ class CvxpyLayer(Frontend, torch.nn.Module):
         tensors, dtype = _tensors(arrange(params, named, specs), specs)
         if torch.compiler.is_compiling():
             return self._traced(tensors, solver_args, warm_start, on_failure, dtype)
-        return self._solve(tensors, solver_args, warm_start, on_failure, dtype)
+        return self._run(tensors, dtype, solver_args, warm_start, on_failure)[0]
 
-    def _solve(
+    def solve(
+        self,
+        *params: Any,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool = False,
+        on_failure: FailurePolicy | None = None,
+        **named: Any,
+    ) -> tuple[tuple[torch.Tensor, ...], Info]:
+        """Solve, and say what became of every instance.
+
+        Parameters
+        ----------
+        *params, solver_args, warm_start, on_failure, **named
+            As for a call.
+
+        Returns
+        -------
+        outputs : tuple of torch.Tensor
+            As from a call; they can be differentiated like those.
+        info : cvxlayers.Info
+            Status, iterations, residuals of every instance, as NumPy arrays.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, torch
+        >>> from cvxlayers.torch import CvxpyLayer
+        >>> x, b = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [x >= b, x <= 1])
+        >>> layer = CvxpyLayer(problem, parameters=[b], variables=[x], on_failure="nan")
+        >>> outputs, info = layer.solve(torch.tensor([[0.5, 0.5], [2.0, 0.5], [0.1, 0.2]]))
+        >>> info.summary()
+        {'SOLVED': 2, 'PRIMAL_INFEASIBLE': 1}
+        """
+        specs = self.operations.canonical.parameters
+        tensors, dtype = _tensors(arrange(params, named, specs), specs)
+        outputs, call = self._run(tensors, dtype, solver_args, warm_start, on_failure, True)
+        assert call.info is not None
+        return outputs, call.info
+
+    def _run(
         self,
         tensors: Sequence[torch.Tensor],
+        dtype: torch.dtype,
         solver_args: Mapping[str, Any] | None,
         warm_start: bool,
         on_failure: FailurePolicy | None,
-        dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, ...]:
+        inspected: bool = False,
+    ) -> tuple[tuple[torch.Tensor, ...], Call]:
         differentiable = _is_differentiated(tensors)
-        call = Call(self.operations, solver_args, warm_start, on_failure, differentiable)
+        call = Call(
+            self.operations,
+            solver_args,
+            warm_start,
+            on_failure,
+            differentiable,
+            inspected=inspected,
+        )
         task = Task(call, "solve", dtype)
         if differentiable:
-            return Operation.apply(task, *tensors)[:-1]
+            return Operation.apply(task, *tensors)[:-1], call
         if _functorch.peek_interpreter_stack() is not None:  # vmap alone
-            return Operation.apply(task, *tensors)
-        return task.run(tensors)
+            return Operation.apply(task, *tensors), call
+        return task.run(tensors), call
 
     def _traced(
         self,
@@ -152,8 +200,8 @@ class CvxpyLayer(Frontend, torch.nn.Module):
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         options = options_of(solver_args, warm_start, on_failure, differentiable, dtype)
         if options is None:
-            arguments = (tensors, solver_args, warm_start, on_failure, dtype)
-            return uncompiled(self._solve, *arguments)
+            arguments = (tensors, dtype, solver_args, warm_start, on_failure)
+            return uncompiled(self._run, *arguments)[0]
         results = operation(self.key, options, "solve", 0, tensors)
         return tuple(results[: len(self.operations.canonical.outputs)])
 

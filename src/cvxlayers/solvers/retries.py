@@ -1,0 +1,100 @@
+"""A second try for the instances that a solver did not bring to its tolerance.
+
+What is tried, and in which order, is declared in `CHAIN`. An instance whose answer comes from here
+counts as almost solved until its optimality conditions have been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvxlayers.program import ConeProgram, ConeSolution
+from cvxlayers.solvers import get_solver
+from cvxlayers.status import Status
+
+__all__ = ["CHAIN", "Retry", "retry"]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """One try: a solver, by CVXPY's name, and its options."""
+
+    solver: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: What is tried after each solver. DIFFCP brings a derivative of its own for its own answers.
+CHAIN: dict[str, tuple[Retry, ...]] = {
+    "CLARABEL": (
+        # Ill-conditioned systems: more regularisation, more careful steps and scaling.
+        Retry(
+            "CLARABEL",
+            {
+                "static_regularization_constant": 1e-7,
+                "iterative_refinement_max_iter": 50,
+                "equilibrate_max_iter": 50,
+                "max_step_fraction": 0.9,
+                "max_iter": 500,
+            },
+        ),
+        Retry("SCS", {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 50_000}),
+    ),
+    "SCS": (Retry("CLARABEL"),),
+    "DIFFCP": (),
+}
+
+_WORTH = [
+    int(s) for s in (Status.ALMOST_SOLVED, Status.NUMERICAL_ERROR, Status.INSUFFICIENT_PROGRESS)
+]
+_LIMIT = int(Status.MAX_ITERATIONS)
+_SOLVED, _ALMOST = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
+# An iteration limit that the caller chose is meant.
+_LIMITS = ("max_iter", "max_iters")
+
+
+def retry(
+    solver: str, program: ConeProgram, solution: ConeSolution, options: Mapping[str, Any]
+) -> NDArray[np.int64]:
+    """Try the instances again that are not solved, not proven infeasible and not out of time.
+
+    Parameters
+    ----------
+    solver : str
+        Which gave the solution.
+    program : ConeProgram
+    solution : ConeSolution
+        What a try finds is put into it, as almost solved.
+    options : mapping
+        Those that the solver was given.
+
+    Returns
+    -------
+    ndarray of int
+        Shape (B,): which entry of the chain gave the answer, from one; 0 is the solver itself.
+    """
+    attempt = np.zeros(program.batch, dtype=np.int64)
+    worth = _WORTH if any(name in options for name in _LIMITS) else [*_WORTH, _LIMIT]
+    failed = np.isin(solution.status, worth)
+    if not failed.any():
+        return attempt
+    failed &= program.is_finite()
+    kinds = program.structure.dims.kinds
+    for number, step in enumerate(CHAIN[solver], 1):
+        rows = np.flatnonzero(failed)
+        kind = get_solver(step.solver)
+        if not len(rows) or kinds - kind.cones:
+            continue
+        found = kind(program.structure).solve(program.take(rows), step.options)
+        solved = found.status == _SOLVED
+        better = rows[solved]
+        for name in ("x", "z", "s", "iterations"):
+            getattr(solution, name)[better] = getattr(found, name)[solved]
+        solution.status[better] = _ALMOST
+        attempt[better] = number
+        failed[better] = False
+    return attempt
