@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import cvxpy as cp
 
@@ -40,6 +40,14 @@ Parameters
         What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
         names them (default), or return NaN for them and let them contribute exactly zero to
         every gradient, without a word or with a warning that says what the error would.
+    derivative : {"exact", "smoothed"}, optional
+        What gradients are of: the solution (default), or the point of the central path at
+        `smoothing`. The outputs are the solution in either case. The gradient of a linear
+        program's solution with respect to its costs is zero almost everywhere; the smoothed one
+        tells the direction in which the solution would move. It has no second derivative.
+    smoothing : float, optional
+        Barrier parameter of the smoothed derivative, in units of objective: the product of the
+        slack and the dual of every inequality on the central path.
 
     Raises
     ------
@@ -82,6 +90,8 @@ class Frontend:
         solver_args: Mapping[str, Any] | None = None,
         *,
         on_failure: FailurePolicy = "raise",
+        derivative: Literal["exact", "smoothed"] = "exact",
+        smoothing: float | None = None,
     ):
         self._hold(
             Operations(
@@ -94,6 +104,8 @@ class Frontend:
                 canon_backend,
                 solver_args,
                 on_failure,
+                derivative,
+                smoothing,
             )
         )
 

@@ -96,7 +96,9 @@ class Operations:
 
     Parameters
     ----------
-    problem, parameters, variables, solver, gp, verbose, canon_backend, solver_args, on_failure
+    problem, parameters, variables, solver, gp, verbose, canon_backend, solver_args
+        As in `cvxlayers.CvxpyLayer`.
+    on_failure, derivative, smoothing
         As in `cvxlayers.CvxpyLayer`.
     """
 
@@ -111,10 +113,13 @@ class Operations:
         canon_backend: str | None = None,
         solver_args: Mapping[str, Any] | None = None,
         on_failure: FailurePolicy = "raise",
+        derivative: str = "exact",
+        smoothing: float | None = None,
     ):
         check_failure_policy(on_failure)
+        smoothing = _check_derivative(derivative, smoothing)
         canonical = canonicalize(problem, parameters, variables, gp, canon_backend)
-        self._hold(canonical, solver, verbose, solver_args, on_failure)
+        self._hold(canonical, solver, verbose, solver_args, on_failure, smoothing)
 
     def _hold(
         self,
@@ -123,10 +128,11 @@ class Operations:
         verbose: bool,
         solver_args: Mapping[str, Any] | None,
         on_failure: FailurePolicy,
+        smoothing: float | None,
     ) -> None:
         self.on_failure: FailurePolicy = check_failure_policy(on_failure)
         self.canonical = canonical
-        self.solution_map = SolutionMap(canonical, solver, solver_args, verbose)
+        self.solution_map = SolutionMap(canonical, solver, solver_args, verbose, smoothing)
         self._layouts: dict[Any, Layout] = {}
         self._places: dict[tuple[str, bool], list[slice]] = {}
         # Calls that a compiled program refers to by name.
@@ -136,6 +142,7 @@ class Operations:
     def load(cls, path: str | PathLike[str]) -> Self:
         """What `save` wrote, without CVXPY's canonicalization."""
         canonical, settings = read(path)
+        settings["smoothing"] = settings["smoothing"] or None
         operations = cls.__new__(cls)
         try:
             operations._hold(canonical, **settings)
@@ -150,6 +157,7 @@ class Operations:
             "solver_args": self.solution_map.solver_args,
             "on_failure": self.on_failure,
             "verbose": self.solution_map.verbose,
+            "smoothing": self.solution_map.smoothing or 0.0,
         }
         write(path, self.canonical, settings)
 
@@ -438,6 +446,26 @@ class Call:
         for value in theta:
             digest.update(np.ascontiguousarray(value).data)
         return digest.digest()
+
+
+def _check_derivative(derivative: str, smoothing: float | None) -> float | None:
+    """The barrier parameter of the smoothed derivative, None for the exact one."""
+    if derivative == "exact":
+        if smoothing is not None:
+            raise ValueError(
+                f"smoothing={smoothing!r} belongs to derivative='smoothed'; the exact derivative "
+                "has no such parameter."
+            )
+        return None
+    if derivative != "smoothed":
+        raise ValueError(f"derivative: expected 'exact' or 'smoothed', got {derivative!r}.")
+    if not isinstance(smoothing, int | float) or not 0.0 < smoothing < float("inf"):
+        raise ValueError(
+            "smoothing: derivative='smoothed' needs a positive number, the product of slack and "
+            f"dual that every constraint is given, got {smoothing!r}. Try 0.01 for data of size "
+            "one; less is nearer to the exact derivative."
+        )
+    return float(smoothing)
 
 
 def _third_derivative() -> NotImplementedError:

@@ -19,7 +19,9 @@ from cvxlayers.canonicalize import CanonicalProblem
 from cvxlayers.derivative import (
     Geometry,
     ImplicitDerivative,
+    SmoothedDerivative,
     System,
+    central_point,
     polish,
     residuals,
     row_scales,
@@ -70,6 +72,8 @@ class SolutionMap:
     solver_args : mapping, optional
         Options for every call; see `cvxlayers.solvers.options`.
     verbose : bool
+    smoothing : float, optional
+        Barrier parameter of the smoothed derivative; None for the exact one.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class SolutionMap:
         solver: str | None = None,
         solver_args: Mapping[str, Any] | None = None,
         verbose: bool = False,
+        smoothing: float | None = None,
     ):
         kind = get_solver("CLARABEL" if solver is None else solver)
         missing = canonical.structure.dims.kinds - kind.cones
@@ -93,7 +98,7 @@ class SolutionMap:
         # What does not belong to this solver has been warned of once, and is left out from now on.
         own = kind.options | set(COMMON_OPTIONS)
         self.solver_args = {k: v for k, v in (solver_args or {}).items() if k in own}
-        self.verbose = verbose
+        self.verbose, self.smoothing = verbose, smoothing
 
     def solve(
         self,
@@ -197,7 +202,9 @@ class SolutionMap:
         program = self.canonical.program(theta, len(x))
         options = resolve_options(type(self.solver), self.solver_args, solver_args)
         rows = None
-        derivative = self.solver.linearize(program, solution, options.solver)
+        derivative = None
+        if self.smoothing is None:
+            derivative = self.solver.linearize(program, solution, options.solver)
         if derivative is None:
             derivative, rows = self._derivative(program, solution)
         outputs = self.canonical.recover(x, z)
@@ -208,7 +215,9 @@ class SolutionMap:
     ) -> tuple[Linearization | None, NDArray[np.bool_] | None]:
         """Polish what is to be polished, in place, and make the derivative: it, and the instances
         that it is for (None: all)."""
-        own = self.solver.linearize(program, solution, options.solver) if differentiable else None
+        own = None
+        if differentiable and self.smoothing is None:
+            own = self.solver.linearize(program, solution, options.solver)
         if own is not None:
             return own, None
         almost = solution.status == ALMOST_SOLVED
@@ -240,6 +249,14 @@ class SolutionMap:
     ) -> tuple[Linearization, NDArray[np.bool_] | None]:
         rows = solution.solved
         part, (x, z, s) = _select(program, solution, rows)
+        if self.smoothing is not None:
+            path = central_point(self.geometry, part, x, z, s, self.smoothing)
+            if not path.converged.all():
+                _warn_of_path(np.flatnonzero(rows)[~path.converged], len(rows), self.smoothing)
+            smoothed = SmoothedDerivative(
+                self.geometry, part, path.x, path.z, path.s, self.smoothing
+            )
+            return smoothed, None if rows.all() else rows
         # Decided by the final points alone: whether the polish kept its factors depends on all
         # instances, and on curved cones they are not those at these points anyway.
         tau = row_scales(self.geometry, z, s)
@@ -256,6 +273,18 @@ def _warn_of_gradients(rough: NDArray[np.bool_], residual: float) -> None:
         f"their optimality conditions hold to {residual:.1e} only, relative to their terms. They "
         "are as good as the solver's tolerance, but their gradients may be inaccurate. Rescale "
         "the data, so that the parameters are of similar size.",
+        UserWarning,
+        stacklevel=6,
+    )
+
+
+def _warn_of_path(rows: NDArray[np.intp], batch: int, smoothing: float) -> None:
+    shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+    warnings.warn(
+        f"The point of the central path at smoothing={smoothing:g} was not found for {len(rows)} "
+        f"of {batch} instances ({shown}), so that their smoothed gradients may be inaccurate. The "
+        "path exists where the constraints have an interior and the set of optima is bounded; with "
+        "a larger smoothing it is easier to find.",
         UserWarning,
         stacklevel=6,
     )

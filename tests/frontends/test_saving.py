@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "solver_args": {},
     "on_failure": "raise",
     "verbose": False,
+    "smoothing": 0.0,
 }
 
 
@@ -609,7 +610,7 @@ def test_unknown_values(content: bytes, tmp_path: Path) -> None:
         return packed(arrays, {**text, section: {**text[section], **changes}})
 
     for section, changes, message in (
-        ("settings", {"on_failure": "ignore"}, "on_failure: expected 'raise' or 'nan'"),
+        ("settings", {"on_failure": "ignore"}, "on_failure: expected one of"),
         ("settings", {"extra": 1}, "settings: .*unexpected: extra"),
         ("problem", {"parts": [[9, False]]}, r"parts\[0\]: there are 5 parameters"),
         ("problem", {"n": text["problem"]["n"] + 1}, "pattern.P.indptr: expected shape"),

@@ -70,7 +70,13 @@ _INDEX = (np.dtype(np.int32), np.dtype(np.int64))
 _HEADER = {"format": str, "format_version": int, "cvxlayers": str}
 _FILE = {**_HEADER, "settings": dict, "problem": dict}
 _POLICIES = ("raise", "nan", "warn")
-_SETTINGS = {"solver": str, "solver_args": dict, "on_failure": str, "verbose": bool}
+_SETTINGS = {
+    "solver": str,
+    "solver_args": dict,
+    "on_failure": str,
+    "verbose": bool,
+    "smoothing": float,  # zero for the exact derivative
+}
 _PROBLEM = {"n": int, "dims": dict, "parameters": list, "outputs": list, "parts": list}
 _DIMS = {"zero": int, "nonneg": int, "soc": list, "psd": list, "exp": int, "pow": list}
 _PARAMETER = {"name": str, "shape": list, "attributes": list}
@@ -317,6 +323,8 @@ def _checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise StorageError(
             f"on_failure: expected one of {_POLICIES}, got {checked['on_failure']!r}."
         )
+    if not 0.0 <= checked["smoothing"] < float("inf"):
+        raise StorageError(f"smoothing: expected a number, got {checked['smoothing']!r}.")
     checked["solver_args"] = {
         name: _plain(value, name) for name, value in checked["solver_args"].items()
     }

@@ -13,13 +13,16 @@ from cvxlayers.derivative.balance import row_scales
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import ImplicitDerivative
 from cvxlayers.derivative.polish import Polished, polish, residuals
+from cvxlayers.derivative.smoothing import SmoothedDerivative, central_point
 from cvxlayers.derivative.system import System
 
 __all__ = [
     "Geometry",
     "ImplicitDerivative",
     "Polished",
+    "SmoothedDerivative",
     "System",
+    "central_point",
     "polish",
     "residuals",
     "row_scales",
