@@ -79,12 +79,6 @@ def test_first_derivatives_agree_with_those_of_one_parameter_at_a_time(case: Cas
     np.testing.assert_allclose(found, truth.first, rtol=0, atol=1e-7 * np.abs(found).max())
 
 
-def test_oracle_is_fast() -> None:
-    total = sum(curvature(case).seconds for case in CASES)
-    print(f"{len(CASES)} cases, {total:.1f} s")
-    assert total < 65
-
-
 # Closed forms
 
 

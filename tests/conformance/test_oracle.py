@@ -90,12 +90,6 @@ def test_every_parameter_matters(case: Case) -> None:
     assert min(norms) > 1e-3 * max(norms) > 0
 
 
-def test_oracle_is_fast() -> None:
-    total = sum(gradient(case).seconds for case in CASES)
-    print(f"{len(CASES)} cases, {total:.1f} s")
-    assert total < 100
-
-
 # Closed forms
 
 

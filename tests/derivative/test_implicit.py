@@ -250,3 +250,18 @@ def test_polish_exchanges_constraints_although_the_residual_rises(route: str) ->
     point = polish(exact.geometry, program, exact.x, s - w, s)
     assert (point.residual <= 1e-13).all()
     np.testing.assert_allclose(point.x, exact.x, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DIMS)
+def test_an_instance_does_not_depend_on_its_neighbours_to_the_last_bit(
+    name: str, route: str
+) -> None:
+    program = random_program(DIMS[name], 6, batch=4, rank=6, seed=1)
+    geometry = Geometry(program.structure)
+    answer = Clarabel(program.structure).solve(program, {})
+    start = answer.x, answer.z, answer.s
+    batch = polish(geometry, program, *(v.copy() for v in start))
+    for i in range(4):
+        one = polish(geometry, program.take(np.array([i])), *(v[i : i + 1].copy() for v in start))
+        for key in ("x", "z", "s"):
+            assert np.array_equal(getattr(one, key)[0], getattr(batch, key)[i])

@@ -174,10 +174,13 @@ def test_eager_calls_compile_nothing() -> None:
 def test_an_eager_call_is_forgotten_with_its_results() -> None:
     """JAX keeps what it has traced; no point may be among it."""
     layer, t = softmax_layer(), jnp.ones(3)
+    geometry = layer.operations.solution_map.geometry
 
     def points() -> int:
+        """Those of this layer."""
         gc.collect()
-        return sum(type(o) is Point for o in gc.get_objects())
+        found = [o.derivative for o in gc.get_objects() if type(o) is Point]
+        return sum(getattr(derivative, "geometry", None) is geometry for derivative in found)
 
     def arrays() -> int:
         gc.collect()
@@ -188,15 +191,14 @@ def test_an_eager_call_is_forgotten_with_its_results() -> None:
             for v in vars(o).values()
         )
 
-    before = points()
     for order in ORDERS.values():
         order(loss(layer))(t)
         jax.vmap(order(loss(layer)))(jnp.stack([t, t]))
-    assert points() == before and arrays() == 0
+    assert points() == 0 and arrays() == 0
     _, pull = jax.vjp(layer, t)
-    assert points() == before + 1
+    assert points() == 1
     del pull
-    assert points() == before
+    assert points() == 0
 
 
 def test_the_point_is_exact_in_single_precision(double: None) -> None:  # noqa: F811

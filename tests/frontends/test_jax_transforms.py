@@ -311,6 +311,36 @@ def test_a_third_derivative_raises(compile_: Function) -> None:
 
 
 @compiled
+def test_second_derivatives_depend_on_weights(compile_: Function) -> None:
+    """They are linear in them: to differentiate them there is no third derivative."""
+    layer, t, c = softmax_layer(), draw(3), jnp.cos(draw(3))
+    orders = (jax.hessian, lambda f: jax.jacfwd(jax.jacfwd(f)), lambda f: jax.jacrev(jax.jacrev(f)))
+    for inner in orders:
+
+        def total(f: Function, inner: Function = inner) -> Function:
+            return lambda c: (inner(lambda t: (c * f(t)[0]).sum())(t) ** 2).sum()
+
+        for outer in (jax.grad, jax.jacfwd, jax.hessian):
+            found = compile_(outer(total(layer)))(c)
+            close(found, jax.jit(outer(total(softmax)))(c), 1e-6)
+
+
+@compiled
+def test_some_of_the_weights_are_mapped(compile_: Function) -> None:
+    layer, A, b = projection_layer(), draw(2, 4, seed=1), draw(2, seed=2)
+    t, first, second = draw(4), draw(4, seed=3), draw(3, 2, seed=4)
+
+    def mapped(f: Function) -> Function:
+        def pulled(first: Any, second: Any) -> Any:
+            return jax.vjp(lambda A: f(t, A, b), A)[1]((first, second))[0]
+
+        return lambda first: jax.vmap(pulled, (None, 0))(first, second)
+
+    for order in (jax.jacfwd, jax.jacrev):
+        close(compile_(order(mapped(layer)))(first), jax.jit(order(mapped(projection)))(first))
+
+
+@compiled
 def test_failed_rows(compile_: Function) -> None:
     """They are NaN, and contribute exactly zero to every gradient."""
     layer = box_layer(on_failure="nan")

@@ -49,7 +49,16 @@ class Group:
 
     def blocks_of(self, xp: Any, v: Array) -> Array:
         """The rows of v, shape (..., m), as blocks, shape (..., c, q)."""
-        return xp.reshape(v[..., self.index_for(xp, v)], (*v.shape[:-1], *self.rows.shape))
+        return xp.reshape(self.pick(xp, v, axis=-1), (*v.shape[:-1], *self.rows.shape))
+
+    def pick(self, xp: Any, v: Array, axis: int) -> Array:
+        """The rows of all blocks along an axis, the last or the one before it."""
+        index = self.index_for(xp, v)
+        if isinstance(index, slice):
+            return v[..., index] if axis == -1 else v[..., index, :]
+        # Not by v[..., index]: the layout of that, and so the order of sums over it, depends on
+        # the size of the batch.
+        return xp.take(v, index, axis=axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +148,8 @@ class Spectrum:
         product = xp.asarray(xp.broadcast_to(A, (*batch, *A.shape[-2:])), copy=True)
         for group, U in self.blocks:
             index = group.index_for(xp, A)
-            block = xp.reshape(A[..., index, :], (*A.shape[:-2], *group.rows.shape, n))
+            picked = group.pick(xp, A, axis=-2)
+            block = xp.reshape(picked, (*A.shape[:-2], *group.rows.shape, n))
             if isinstance(U, AxisRotation):
                 turned = U.multiply(block, transpose)
             else:

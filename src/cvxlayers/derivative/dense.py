@@ -87,7 +87,10 @@ class DenseSystem:
         if self.curved is not None:
             inside = lam[:, self.curved]
             inside = np.where(inside < ELIMINATED, 1.0, inside)
-            self.A_e, self.W_e = A[:, self.curved], (1.0 - inside) / inside
+            # Not by A[:, …]: the layout of that, and so the order of sums over it, depends on the
+            # size of the batch.
+            self.A_e = np.take(A, self.curved, axis=1)
+            self.W_e = (1.0 - inside) / inside
             K[:, :n, :n] += np.swapaxes(self.A_e, 1, 2) @ (self.W_e[:, :, None] * self.A_e)
         if k:
             if self.index is None:
