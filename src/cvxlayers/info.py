@@ -17,7 +17,7 @@ __all__ = ["FIELDS", "Info"]
 class Info:
     """What became of every instance of a call.
 
-    The arrays are of the framework that was called (NumPy's for MLX), of the shape of the batch.
+    The arrays are NumPy's, of the shape of the batch.
 
     Attributes
     ----------
@@ -26,15 +26,15 @@ class Info:
     iterations : array of int
         Of the solver that gave the answer.
     attempt : array of int
-        Which entry of the layer's `retries` gave the answer; 0 is the solver itself.
+        Which entry of the chain of second tries gave the answer; 0 is the solver itself.
     primal_residual, dual_residual : array of float
         By how much the answer misses ``A x + s = b`` and ``P x + q + Aᵀz = 0``, relative to their
         terms.
     gap : array of float
-        |primal − dual objective|, relative to them.
+        The difference of the primal and the dual objective, relative to them.
     degenerate : array of bool
         Whether the system of the derivative is singular, so that derivatives are those of smallest
-        norm. NaN as a number, False as a flag, where no derivative was asked for.
+        norm. False where no derivative was asked for.
     """
 
     status: Any
