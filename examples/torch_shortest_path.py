@@ -10,7 +10,8 @@ predicts times ĉ, and the route is the shortest path for them, a linear program
 The loss is the regret: the time that the route really takes, cᵀx, minus that of the best route.
 The route jumps between corners of the feasible set, so the exact derivative of x with respect to ĉ
 is zero and nothing is learned. With ``derivative="smoothed"`` the route is the same, but the
-gradient is that of a nearby point of the central path, and it tells how to improve.
+gradient is that of a nearby point of the central path, and it tells how to improve. With
+``derivative="lpgd"`` it is the difference to a route that is a little better for the loss.
 
 Run it with ``python examples/torch_shortest_path.py``.
 """
@@ -139,6 +140,8 @@ def main() -> None:
         # In units of the objective: about as much longer as a route may be to be still felt. Times
         # here are about 1 for a street.
         "smoothed": shortest_path(derivative="smoothed", smoothing=0.1),
+        # In units of the objective for one of the loss, which is the mean over a batch here.
+        "lpgd": shortest_path(derivative="lpgd", smoothing=0.5 * BATCH),
     }
 
     print(f"mean regret on {TEST} unseen days, in % of the time of the best route:")

@@ -73,3 +73,25 @@ def test_harness_runs(
     assert "peak memory" in printed
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert table.count("| simplex |") == table.count("| entropy |") == 2
+
+
+def test_failing_rows_are_compared_with_the_same_batch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):
+        monkeypatch.setenv(f"{library}_NUM_THREADS", "1")  # set by the import, too
+    failure = importlib.import_module("benchmarks.failure")
+    for make in failure.PROBLEMS.values():
+        benchmark = make()
+        problem, parameters, variables, _ = benchmark
+        layer = failure.CvxpyLayer(problem, parameters, variables, on_failure="nan")
+        batches = failure.batches(benchmark, 10)
+        (expected,) = layer(*batches.pop("none"))
+        assert expected.isfinite().all()
+        for name, inputs in batches.items():
+            (found,) = layer(*inputs)
+            good = found.isfinite().all(dim=1)
+            assert int((~good).sum()) == (0 if name == "again" else 1)
+            assert good.equal(found.isfinite().any(dim=1)) and found[good].equal(expected[good])
+    failure.main(["--batch", "3", "--rounds", "1", "--problems", "lp"])
+    assert capsys.readouterr().out.count("lp ") == 3

@@ -3,6 +3,9 @@
 Leading axes are batch axes and broadcast against each other as in NumPy. A parameter that has
 none, or only axes of length one, is shared by the batch and never expanded.
 
+The value of a parameter with a sparsity pattern has one of two forms: all entries, or those of the
+pattern. Flat arrays hold the latter; gradients come back in the form of the value.
+
 A framework that maps a function over an axis (`vmap`) puts that axis before all others. Such
 *mapped* axes are batch axes like the others but for one thing: gradients are not summed over them.
 """
@@ -17,6 +20,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import OutputSpec, ParameterSpec
@@ -97,15 +101,20 @@ def arrange(
 
 
 def constant(value: Any, spec: ParameterSpec) -> Array:
-    """A value that belongs to no framework (a number, a list, a NumPy array) as an array.
+    """A value that belongs to no framework (a number, a list, a NumPy array, a sparse matrix of
+    SciPy) as an array: the entries on the pattern, where a sparse matrix meets one.
 
     Raises
     ------
     ParameterTypeError
         If it is anything else.
+    ParameterValueError
+        If a sparse matrix has another shape than its parameter, or entries off the pattern.
     """
     array: Any = None
-    if isinstance(value, np.ndarray | np.generic | bool | int | float | list | tuple):
+    if sp.issparse(value):
+        array = _from_sparse(value, spec)
+    elif isinstance(value, np.ndarray | np.generic | bool | int | float | list | tuple):
         with contextlib.suppress(ValueError):  # a ragged list
             array = np.asarray(value)
     if array is None or array.dtype.kind not in "fiub":
@@ -115,6 +124,34 @@ def constant(value: Any, spec: ParameterSpec) -> Array:
             f"a list or a number, all of real numbers, got {kind}."
         )
     return array.astype(np.float64)
+
+
+def _from_sparse(matrix: Any, spec: ParameterSpec) -> NDArray[Any]:
+    if matrix.shape != spec.shape:
+        raise ParameterValueError(
+            f"Invalid parameter shape: parameter {spec.label} has shape {spec.shape}; expected a "
+            f"sparse array of that shape, without batch axes, got {matrix.shape}."
+        )
+    if len(spec.forms) == 1:
+        dense: NDArray[Any] = matrix.toarray()
+        return dense
+    assert spec.stored is not None
+    coo = sp.coo_array(matrix, copy=True)
+    coo.sum_duplicates()
+    given = np.ravel_multi_index(coo.coords, spec.shape)
+    order = np.argsort(spec.stored)
+    place = np.searchsorted(spec.stored[order], given)
+    on_pattern = np.append(spec.stored[order], -1)[place] == given
+    broken = np.flatnonzero(~on_pattern & (coo.data != 0))
+    if broken.size:
+        index = tuple(int(axis[broken[0]]) for axis in coo.coords)
+        raise ParameterValueError(
+            f"Parameter {spec.label} was declared sparsity, but entry {index} of the value is "
+            f"{coo.data[broken[0]]:.6g}. Mask the value, or add the entry to the pattern."
+        )
+    entries = np.zeros(spec.size, dtype=coo.dtype)
+    entries[order[place[on_pattern]]] = coo.data[on_pattern]
+    return entries
 
 
 def broadcast(*shapes: Shape) -> Shape:
@@ -136,13 +173,18 @@ class Layout:
     Parameters
     ----------
     shapes : sequence of tuple of int
-        Of the parameter values, (*mapped, *batch, *parameter shape).
+        Of the parameter values, (*mapped, *batch, *one of the parameter's forms).
     specs : sequence of ParameterSpec
     mapped : int
         Number of mapped axes; every array has them, of length one where it does not vary.
 
     Attributes
     ----------
+    forms : sequence of tuple of int
+        For every value the shape without mapped and batch axes: the parameter's, or (stored
+        entries,).
+    leading : sequence of tuple of int
+        For every value the batch axes.
     batch_shape : tuple of int
         The leading axes of the outputs, mapped ones included; B is their product.
 
@@ -154,17 +196,9 @@ class Layout:
 
     def __init__(self, shapes: Sequence[Shape], specs: Sequence[ParameterSpec], mapped: int = 0):
         self.specs, self.mapped = specs, mapped
-        leading = []
-        for full, spec in zip(shapes, specs, strict=True):
-            given, shape = full[mapped:], spec.shape
-            axes = len(given) - len(shape)
-            if axes < 0 or given[axes:] != shape:
-                wrong = "shape" if axes >= 0 else "dimensionality"
-                raise ParameterValueError(
-                    f"Invalid parameter {wrong}: parameter {spec.label} has shape {shape}; "
-                    f"expected that or ({', '.join(['*batch', *map(str, shape)])}), got {given}."
-                )
-            leading.append(given[:axes])
+        given = [shape[mapped:] for shape in shapes]
+        self.forms: Sequence[Shape] = [_form(s, spec) for s, spec in zip(given, specs, strict=True)]
+        leading = [s[: len(s) - len(form)] for s, form in zip(given, self.forms, strict=True)]
         self.leading: Sequence[Shape] = leading
         self.mapped_shape = _broadcast([s[:mapped] for s in shapes], specs)
         self.inner_shape = _broadcast(leading, specs)
@@ -182,13 +216,13 @@ class Layout:
 
     def flatten(self, values: Sequence[Array]) -> list[Array]:
         """Parameter values as (B, size), or (1, size) where shared."""
-        return [self._flat(v, lead) for v, lead in zip(values, self.leading, strict=True)]
+        return [self._flat(value, k) for k, value in enumerate(values)]
 
     def flatten_tangents(self, tangents: Sequence[Array | None]) -> list[Array]:
         """Tangents, shaped like the values (None: zero), as (B, size) or (1, size)."""
         return [
-            np.zeros((1, spec.size)) if t is None else self._flat(t, lead)
-            for t, lead, spec in zip(tangents, self.leading, self.specs, strict=True)
+            np.zeros((1, self.specs[k].size)) if t is None else self._flat(t, k)
+            for k, t in enumerate(tangents)
         ]
 
     def flatten_outputs(
@@ -213,11 +247,8 @@ class Layout:
 
     def unflatten(self, gradients: Sequence[Array]) -> list[Array]:
         """Gradients of the shapes of `expand`, summed over broadcast axes to
-        (*mapped, *batch, *parameter shape)."""
-        return [
-            self._sum_to(g, lead, spec.shape)
-            for g, lead, spec in zip(gradients, self.leading, self.specs, strict=True)
-        ]
+        (*mapped, *batch, *form)."""
+        return [self._whole(self._sum_to(g, k), k) for k, g in enumerate(gradients)]
 
     def slices(
         self, arrays: Sequence[Sequence[Array | None]]
@@ -248,27 +279,67 @@ class Layout:
 
         return full, pieces()
 
-    def _flat(self, value: Array, lead: Shape) -> Array:
-        m = self.mapped
-        shape = value.shape[m + len(lead) :]
-        size = math.prod(shape)
+    def _flat(self, value: Array, k: int) -> Array:
+        m, lead, size = self.mapped, self.leading[k], self.specs[k].size
         axes = value.shape[: m + len(lead)]
+        entries = value.reshape((*axes, math.prod(self.forms[k])))
+        stored = self._stored(k)
+        if stored is not None:
+            entries = entries[..., stored]
         if axes == self.batch_shape:
-            return value.reshape(self.batch, size)
+            return entries.reshape(self.batch, size)
         if all(length == 1 for length in axes):
-            return value.reshape(1, size)
+            return entries.reshape(1, size)
         padding = (1,) * (len(self.inner_shape) - len(lead))
-        padded = value.reshape(value.shape[:m] + padding + lead + shape)
-        return np.broadcast_to(padded, self.batch_shape + shape).reshape(self.batch, size)
+        padded = entries.reshape((*axes[:m], *padding, *lead, size))
+        return np.broadcast_to(padded, (*self.batch_shape, size)).reshape(self.batch, size)
 
-    def _sum_to(self, gradient: Array, lead: Shape, shape: Shape) -> Array:
-        target = self.mapped_shape + lead + shape
+    def _sum_to(self, gradient: Array, k: int) -> Array:
+        """Summed over broadcast axes: (*mapped, *batch, size)."""
+        lead, size = self.leading[k], self.specs[k].size
+        target = (*self.mapped_shape, *lead, size)
         if lead == self.inner_shape or len(gradient) == 1:
             return gradient.reshape(target)
         m, missing = self.mapped, len(self.inner_shape) - len(lead)
         padded = (1,) * missing + lead
-        axes = tuple(m + k for k, n in enumerate(padded) if n == 1 != self.inner_shape[k])
-        return gradient.reshape(self.batch_shape + shape).sum(axis=axes).reshape(target)
+        axes = tuple(m + j for j, n in enumerate(padded) if n == 1 != self.inner_shape[j])
+        return gradient.reshape((*self.batch_shape, size)).sum(axis=axes).reshape(target)
+
+    def _whole(self, entries: Array, k: int) -> Array:
+        """Entries in the form of the value."""
+        axes, stored = entries.shape[:-1], self._stored(k)
+        if stored is not None:
+            scattered = np.zeros((*axes, math.prod(self.forms[k])))
+            scattered[..., stored] = entries
+            entries = scattered
+        return entries.reshape(axes + self.forms[k])
+
+    def _stored(self, k: int) -> NDArray[np.intp] | None:
+        """Where the entries that count stand in the value; None where it has these alone."""
+        return self.specs[k].stored if self.forms[k] == self.specs[k].shape else None
+
+
+def _form(given: Shape, spec: ParameterSpec) -> Shape:
+    """The form of a value of this shape: what remains of it without the batch axes."""
+    for form in spec.forms:
+        axes = len(given) - len(form)
+        # From the end: a batch length may be a symbol of a compiler, and is better not looked at.
+        if axes >= 0 and all(given[axes + j] == form[j] for j in reversed(range(len(form)))):
+            return form
+    shape, *others = spec.forms
+    wrong = "dimensionality" if len(given) < min(map(len, spec.forms)) else "shape"
+    entries = "".join(
+        f" or ({form[0]},) or {_batched(form)} for the entries of its sparsity pattern,"
+        for form in others
+    )
+    raise ParameterValueError(
+        f"Invalid parameter {wrong}: parameter {spec.label} has shape {shape}; expected that or "
+        f"{_batched(shape)},{entries} got {given}."
+    )
+
+
+def _batched(shape: Shape) -> str:
+    return f"({', '.join(['*batch', *map(str, shape)])})"
 
 
 def _piece(array: Array, place: Sequence[slice], extra: Sequence[int]) -> Array:

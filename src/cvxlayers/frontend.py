@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import cvxpy as cp
 
 from cvxlayers.operations import Operations
-from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.settings import Derivative, FailurePolicy, Settings
 
 __all__ = ["Frontend", "documented"]
 
@@ -19,7 +19,11 @@ Parameters
     problem : cvxpy.Problem
         A disciplined parametrized problem (DPP).
     parameters : list of cvxpy.Parameter
-        All parameters of the problem, in the order of the call's arguments.
+        All parameters of the problem, in the order of the call's arguments. One with ``sparsity=``
+        takes all its entries in a call, or those of its pattern alone, ``(*batch, nnz)``, in the
+        order of ``parameter.sparse_idx`` (CVXPY's: sorted, without duplicates; not that of the
+        indices given), or a sparse array of SciPy; its gradient has the form of the value. Where
+        a shape fits both, it is the whole.
     variables : list of cvxpy.Variable
         What a call returns, in this order: variables of the problem, or dual variables of its
         constraints (``constraint.dual_variables[0]``).
@@ -33,21 +37,30 @@ Parameters
     canon_backend : str, optional
         CVXPY's canonicalization backend.
     solver_args : dict, optional
-        Options for every call. ``eps`` (tolerance), ``max_iters`` and ``polish`` are understood for
-        every solver, the others are the solver's own. An option that belongs to another solver
+        Options for every call. ``eps`` (tolerance), ``max_iters``, ``time_limit`` (seconds, for all
+        instances of a call together) and ``polish`` are understood for every solver, the others
+        are the solver's own. An option that belongs to another solver
         gives a warning and is ignored.
     on_failure : {"raise", "nan", "warn"}, optional
         What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
         names them (default), or return NaN for them and let them contribute exactly zero to
         every gradient, without a word or with a warning that says what the error would.
-    derivative : {"exact", "smoothed"}, optional
-        What gradients are of: the solution (default), or the point of the central path at
-        `smoothing`. The outputs are the solution in either case. The gradient of a linear
-        program's solution with respect to its costs is zero almost everywhere; the smoothed one
-        tells the direction in which the solution would move. It has no second derivative.
+    derivative : {"exact", "smoothed", "lpgd"}, optional
+        What stands for the gradient: that of the solution (default); that of the point of the
+        central path at `smoothing`; or a difference of two solutions, with the objective moved
+        along the incoming gradient and against it, `smoothing` times (Lagrangian proximal gradient
+        descent). The outputs are the solution in any case. The gradient of a linear program's
+        solution with respect to its costs is zero almost everywhere; the other two tell the
+        direction in which the solution would move. They have no second derivative.
     smoothing : float, optional
-        Barrier parameter of the smoothed derivative, in units of objective: the product of the
-        slack and the dual of every inequality on the central path.
+        Of "smoothed": the barrier parameter, in units of objective: the product of the slack and
+        the dual of every inequality on the central path. Of "lpgd": the length of the step, in
+        units of objective per unit of the incoming gradient, so that it goes with the scale of
+        the loss. Less is nearer to the exact gradient, more reaches further.
+    max_batch_memory : float, optional
+        Bytes that the intermediate results of a batch may take, such as the factors that are kept
+        for gradients. A batch that needs more is solved in pieces, and the factors are computed
+        again for the gradient. Default: a quarter of the machine's memory.
 
     Raises
     ------
@@ -90,24 +103,14 @@ class Frontend:
         solver_args: Mapping[str, Any] | None = None,
         *,
         on_failure: FailurePolicy = "raise",
-        derivative: Literal["exact", "smoothed"] = "exact",
+        derivative: Derivative = "exact",
         smoothing: float | None = None,
+        max_batch_memory: float | None = None,
     ):
-        self._hold(
-            Operations(
-                problem,
-                parameters,
-                variables,
-                solver,
-                gp,
-                verbose,
-                canon_backend,
-                solver_args,
-                on_failure,
-                derivative,
-                smoothing,
-            )
+        settings = Settings(
+            solver, solver_args, verbose, on_failure, derivative, smoothing, max_batch_memory
         )
+        self._hold(Operations(problem, parameters, variables, gp, canon_backend, settings))
 
     @classmethod
     def of(cls, operations: Operations) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,15 +22,20 @@ DEFINITENESS = 1e-6
 
 
 def check_values(
-    values: Sequence[Array], specs: Sequence[ParameterSpec], allow_nan: bool = False
+    values: Sequence[Array],
+    specs: Sequence[ParameterSpec],
+    forms: Sequence[tuple[int, ...]],
+    allow_nan: bool = False,
 ) -> None:
     """Raise unless values are finite and have their parameters' attributes.
 
     Parameters
     ----------
     values : sequence of float64 ndarray
-        Shape (*batch, *parameter shape).
+        Shape (*batch, *form).
     specs : sequence of ParameterSpec
+    forms : sequence of tuple of int
+        For every value one of its parameter's forms. The shape alone may be that of either.
     allow_nan : bool
         Whether an instance may have values that are not finite. It will not be solved.
 
@@ -38,17 +44,17 @@ def check_values(
     ParameterValueError
         Naming the parameter, what was expected, what came and what to do.
     """
-    for value, spec in zip(values, specs, strict=True):
+    for value, spec, form in zip(values, specs, forms, strict=True):
         is_finite = np.isfinite(value).all()
         if not (is_finite or allow_nan):
             raise ParameterValueError(_not_finite(value, spec))
         if spec.attributes:
-            _check_attributes(value if is_finite else _finite_part(value, spec), spec)
+            _check_attributes(value if is_finite else _finite_part(value, form), spec, form)
 
 
-def _finite_part(value: Array, spec: ParameterSpec) -> Array:
+def _finite_part(value: Array, form: tuple[int, ...]) -> Array:
     """The instances that are finite."""
-    flat = value.reshape(-1, *spec.shape)
+    flat = value.reshape(-1, *form)
     return flat[np.isfinite(flat).all(axis=tuple(range(1, flat.ndim)))]
 
 
@@ -62,17 +68,19 @@ def _not_finite(value: Array, spec: ParameterSpec) -> str:
     )
 
 
-def _check_attributes(value: Array, spec: ParameterSpec) -> None:
+def _check_attributes(value: Array, spec: ParameterSpec, form: tuple[int, ...]) -> None:
     """Raise unless a value has the properties that its cvxpy.Parameter promised."""
+    is_whole = form == spec.shape
     for attribute, holds in _ELEMENTWISE.items():
         if attribute in spec.attributes:
-            broken = ~holds(value, spec)
+            broken = ~holds(value, spec, is_whole)
             if broken.any():
                 index = tuple(int(k) for k in np.argwhere(broken)[0])
                 raise ParameterValueError(
                     f"Parameter {spec.label} was declared {attribute}, but entry {index} of the "
-                    f"value is {value[index]:.6g}. Clamp, round or mask the value, or declare the "
-                    "parameter without that attribute."
+                    f"{'value' if is_whole else 'entries in the order of sparse_idx'} is "
+                    f"{value[index]:.6g}. Clamp, round or mask the value, or declare the parameter "
+                    "without that attribute."
                 )
     for attribute, sign in (("symmetric", 0), ("PSD", 1), ("NSD", -1)):
         if attribute in spec.attributes:
@@ -81,26 +89,39 @@ def _check_attributes(value: Array, spec: ParameterSpec) -> None:
                 _check_definite(sign * value, spec, attribute)
 
 
-def _within(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
+def _within(value: Array, spec: ParameterSpec, is_whole: bool) -> NDArray[np.bool_]:
     assert spec.bounds is not None
-    lower, upper = spec.bounds
+    lower, upper = (_placed(b, spec) if is_whole and b.ndim else b for b in spec.bounds)
     return (value >= lower) & (value <= upper)
 
 
-def _vanishes(value: Array, spec: ParameterSpec) -> NDArray[np.bool_]:
-    assert spec.zeros is not None
-    pattern = np.ones(spec.size, dtype=bool)
-    pattern[spec.zeros] = False
+def _placed(bound: Array, spec: ParameterSpec) -> Array:
+    """A bound on the stored entries, if it is one, on all: zero is the value of the others."""
+    if "sparsity" not in spec.attributes:
+        return bound
+    whole = np.zeros(math.prod(spec.shape))
+    whole[spec.stored] = bound
+    return whole.reshape(spec.shape)
+
+
+def _vanishes(value: Array, spec: ParameterSpec, is_whole: bool) -> NDArray[np.bool_]:
+    if not is_whole:
+        return np.ones(value.shape, dtype=bool)
+    pattern = np.zeros(math.prod(spec.shape), dtype=bool)
+    pattern[spec.stored] = True
     return pattern.reshape(spec.shape) | (value == 0)
 
 
-_ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec], NDArray[np.bool_]]] = {
-    "nonneg": lambda value, _: value >= 0,
-    "nonpos": lambda value, _: value <= 0,
-    "pos": lambda value, _: value > 0,
-    "neg": lambda value, _: value < 0,
-    "integer": lambda value, _: value == np.round(value),
-    "boolean": lambda value, _: (value == 0) | (value == 1),
+# Whether entries have an attribute, from a value, its parameter, and whether it is whole or the
+# stored entries. What is elementwise holds of the entries that are not stored, which are zero:
+# CVXPY allows no other attribute beside a pattern.
+_ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec, bool], NDArray[np.bool_]]] = {
+    "nonneg": lambda value, *_: value >= 0,
+    "nonpos": lambda value, *_: value <= 0,
+    "pos": lambda value, *_: value > 0,
+    "neg": lambda value, *_: value < 0,
+    "integer": lambda value, *_: value == np.round(value),
+    "boolean": lambda value, *_: (value == 0) | (value == 1),
     "bounds": _within,
     "diag": _vanishes,
     "sparsity": _vanishes,

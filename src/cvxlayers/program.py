@@ -196,6 +196,11 @@ class ConeSolution:
         Shape (B,), values of `Status`.
     iterations : ndarray of int
         Shape (B,).
+    seconds : ndarray
+        Shape (B,): how long the solver was at work on the instance.
+    attempt : ndarray of int
+        Shape (B,): which entry of the chain of second tries (`solvers.retries`) gave the answer,
+        from one; 0 is the solver itself.
     """
 
     x: Array
@@ -203,6 +208,8 @@ class ConeSolution:
     s: Array
     status: NDArray[np.int64]
     iterations: NDArray[np.int64] = field(repr=False)
+    seconds: Array = field(repr=False)
+    attempt: NDArray[np.int64] = field(repr=False)
 
     @classmethod
     def empty(cls, batch: int, structure: ProblemStructure) -> ConeSolution:
@@ -213,7 +220,8 @@ class ConeSolution:
         for point in (x, z, s):
             point.fill(np.nan)
         status.fill(_INTERRUPTED)
-        return cls(x, z, s, status, np.zeros(batch, dtype=np.int64))
+        iterations, attempt = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.int64)
+        return cls(x, z, s, status, iterations, np.zeros(batch), attempt)
 
     @property
     def solved(self) -> NDArray[np.bool_]:

@@ -12,54 +12,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
-from cvxlayers.program import Linearization, ProgramTangent, Wanted
-from cvxlayers.status import Status
+from cvxlayers.program import ConeSolution, Linearization, ProgramTangent, Wanted
 
-__all__ = ["SOLVED", "Point", "Sensitivity"]
+__all__ = ["Point", "Sensitivity"]
 
 Array = NDArray[np.float64]
 
-# A plain integer: NumPy takes an enum's member apart slowly enough to show in a small solve.
-SOLVED = int(Status.SOLVED)
-
 
 @dataclass(eq=False)
-class Point:
-    """v(θ) for a batch, with what the derivatives at it need.
+class Point(ConeSolution):
+    """v(θ) for a batch, with what the derivatives at it need. Rows that were not solved are NaN.
 
     Attributes
     ----------
-    x, z, s : ndarray
-        Shapes (B, n), (B, m), (B, m); rows that were not solved are NaN.
-    status, iterations : ndarray of int
-        Shape (B,).
     outputs : list of ndarray
         What the user asked for, shapes (B, *shape).
     derivative : Linearization or None
         The derivative at these points, for the instances `rows` alone (None: for all).
-    attempt : ndarray of int, optional
-        Shape (B,): which entry of `solvers.retries` gave the answer, from one.
+    times : dict
+        Seconds that the parts of the call took.
     """
 
-    x: Array
-    z: Array
-    s: Array
-    status: NDArray[np.int64]
-    iterations: NDArray[np.int64]
-    outputs: list[Array] = field(repr=False)
+    outputs: list[Array] = field(default_factory=list, repr=False)
     rows: NDArray[np.bool_] | None = field(default=None, repr=False)
     derivative: Linearization | None = field(default=None, repr=False)
-    attempt: NDArray[np.int64] | None = field(default=None, repr=False)
+    times: dict[str, float] = field(default_factory=dict, repr=False)
 
-    @property
-    def solved(self) -> NDArray[np.bool_]:
-        """Shape (B,)."""
-        return self.status == SOLVED
+    @classmethod
+    def of(cls, solution: ConeSolution, **more: Any) -> Point:
+        """A solution with the rest."""
+        return cls(**vars(solution), **more)
 
 
 class Sensitivity:

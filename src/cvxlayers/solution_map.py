@@ -7,58 +7,64 @@ v is the whole primal-dual point; the outputs that the user asked for are read o
 from __future__ import annotations
 
 import math
-import warnings
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
+from cvxlayers.chunks import Chunks, physical_memory, slices
 from cvxlayers.derivative import (
     Geometry,
     ImplicitDerivative,
+    LpgdDerivative,
     SmoothedDerivative,
     System,
     central_point,
+    memory_of_factor,
     polish,
+    quality,
     residuals,
     row_scales,
 )
-from cvxlayers.errors import SolverError, SolverWarning, UnsupportedProblemError
-from cvxlayers.program import (
-    ConeProgram,
-    ConeSolution,
-    Linearization,
-)
-from cvxlayers.sensitivity import SOLVED, Point
+from cvxlayers.errors import SolverWarning, UnsupportedProblemError
+from cvxlayers.failures import failure, warn_of_gradients, warn_of_path
+from cvxlayers.program import ConeProgram, ConeSolution, Linearization
+from cvxlayers.sensitivity import Point
+from cvxlayers.settings import FailurePolicy, Settings
 from cvxlayers.solvers import get_solver
 from cvxlayers.solvers.options import COMMON_OPTIONS, Options, resolve_options
 from cvxlayers.solvers.retries import retry
 from cvxlayers.status import Status
+from cvxlayers.warning import warn
 
-__all__ = ["FailurePolicy", "SolutionMap", "check_failure_policy"]
+__all__ = ["SolutionMap"]
 
 Array = NDArray[np.float64]
-FailurePolicy = Literal["raise", "nan", "warn"]
 
 # An answer that the solver calls almost solved counts as solved once polishing has brought the
 # optimality conditions to the accuracy that the solver was asked for by default.
 CERTIFIED = 1e-8
-# Beyond this residual the active constraints may be others than those of the solution.
+# An almost solved point of this size beside the data is on its way to infinity: on −log x, say,
+# where the optimality conditions hold better and better.
+ABSURD = 1e10
+# Beyond this residual the active constraints may be others than those of the solution, …
 ROUGH = 1e-6
+# … and beyond this one it is no solution, unless the caller asked for less. Tolerances of solvers
+# are relative to the largest numbers of a problem: beside a value of 1e8 they allow to break a
+# constraint of size one. Numbers below LARGE cannot do that.
+BROKEN = 1e-4
+LARGE = 1e3
+# Of the machine's memory, what a batch may take if nothing else was said.
+SHARE = 0.25
+# How many arrays of the size of a point polishing has at once, and of the size of the data.
+POINTS, COPIES = 30, 4
 
 # Plain integers: NumPy takes an enum's member apart slowly enough to show in a small solve.
-ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
-
-
-def check_failure_policy(policy: Any) -> FailurePolicy:
-    """The policy itself, or a ValueError that lists what exists."""
-    if policy not in get_args(FailurePolicy):
-        choices = " or ".join(repr(choice) for choice in get_args(FailurePolicy))
-        raise ValueError(f"on_failure: expected {choices}, got {policy!r}.")
-    return policy
+SOLVED, ALMOST_SOLVED = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
 
 
 class SolutionMap:
@@ -67,24 +73,12 @@ class SolutionMap:
     Parameters
     ----------
     canonical : CanonicalProblem
-    solver : str, optional
-        CVXPY's name of the solver. Default: Clarabel.
-    solver_args : mapping, optional
-        Options for every call; see `cvxlayers.solvers.options`.
-    verbose : bool
-    smoothing : float, optional
-        Barrier parameter of the smoothed derivative; None for the exact one.
+    settings : Settings, optional
     """
 
-    def __init__(
-        self,
-        canonical: CanonicalProblem,
-        solver: str | None = None,
-        solver_args: Mapping[str, Any] | None = None,
-        verbose: bool = False,
-        smoothing: float | None = None,
-    ):
-        kind = get_solver("CLARABEL" if solver is None else solver)
+    def __init__(self, canonical: CanonicalProblem, settings: Settings | None = None):
+        settings = Settings() if settings is None else settings
+        kind = get_solver("CLARABEL" if settings.solver is None else settings.solver)
         missing = canonical.structure.dims.kinds - kind.cones
         if missing:
             raise UnsupportedProblemError(
@@ -94,11 +88,11 @@ class SolutionMap:
         self.canonical = canonical
         self.geometry = Geometry(canonical.structure)
         self.solver = kind(canonical.structure)
-        self._options = resolve_options(kind, solver_args)
+        self._options = resolve_options(kind, settings.solver_args)
         # What does not belong to this solver has been warned of once, and is left out from now on.
         own = kind.options | set(COMMON_OPTIONS)
-        self.solver_args = {k: v for k, v in (solver_args or {}).items() if k in own}
-        self.verbose, self.smoothing = verbose, smoothing
+        args = {k: v for k, v in (settings.solver_args or {}).items() if k in own}
+        self.settings = replace(settings, solver=kind.name, solver_args=args)
 
     def solve(
         self,
@@ -133,194 +127,313 @@ class SolutionMap:
         """
         options = self._options
         if solver_args is not None:
-            options = resolve_options(type(self.solver), self.solver_args, solver_args)
-        verbose = self.verbose if options.verbose is None else options.verbose
-        batch = math.prod(batch_shape)
-        attempt = np.zeros(batch, dtype=np.int64)
-        program = self.canonical.program(theta, batch)
-        if batch == 0:
-            solution = ConeSolution.empty(0, self.canonical.structure)
-        else:
-            solution = self.solver.solve(program, options.solver, verbose)
-            attempt = retry(self.solver.name, program, solution, options.solver)
+            options = resolve_options(type(self.solver), self.settings.solver_args, solver_args)
         if options.polish is None:
             options = replace(options, polish=differentiable if polished is None else polished)
-        derivative, rows = self._finish(program, solution, options, differentiable)
-        failed = solution.status != SOLVED
+        deadline = options.deadline()
+        batch = math.prod(batch_shape)
+        pieces = self._pieces(theta, batch, differentiable or bool(options.polish))
+        points = []
+        for piece in pieces:
+            numbers = np.arange(piece.start, piece.stop)
+            point = self._solve(_rows(theta, piece), numbers, options, differentiable, deadline)
+            points.append(point)
+            if len(pieces) > 1:
+                point.derivative = point.rows = None
+        if len(pieces) > 1:
+            point = _stacked(points)
+            if differentiable:
+                self._differentiate_in_pieces(point, theta, pieces, options)
+        failed = point.status != SOLVED
         if failed.any():
             if on_failure != "nan":
-                error = _failure(self.solver.name, solution.status, batch_shape)
+                error = failure(self.solver.name, point.status, batch_shape)
                 if on_failure == "raise":
                     raise error
-                warnings.warn(str(error), SolverWarning, stacklevel=2)
-            for array in (solution.x, solution.z, solution.s):
+                warn(str(error), SolverWarning)
+            for array in (point.x, point.z, point.s):
                 array[failed] = np.nan
-        outputs = self.canonical.recover(solution.x, solution.z)
-        return Point(
-            solution.x,
-            solution.z,
-            solution.s,
-            solution.status,
-            solution.iterations,
-            outputs,
-            rows,
-            derivative,
-            attempt,
-        )
-
-    def inspect(self, point: Point, theta: Sequence[Array]) -> dict[str, NDArray[Any]]:
-        """What became of every instance: the fields of `cvxlayers.info.Info`, shape (B,)."""
-        program = self.canonical.program(theta, len(point.x))
-        primal, dual, gap = residuals(self.geometry, program, point.x, point.z, point.s)
-        degenerate = np.zeros(len(point.x), dtype=bool)
-        if isinstance(point.derivative, ImplicitDerivative):
-            some = slice(None) if point.rows is None else point.rows
-            degenerate[some] = point.derivative.system.degenerate
-        return {
-            "status": point.status,
-            "iterations": point.iterations,
-            "attempt": np.zeros_like(point.status) if point.attempt is None else point.attempt,
-            "primal_residual": primal,
-            "dual_residual": dual,
-            "gap": gap,
-            "degenerate": degenerate,
-        }
+        point.outputs = self.canonical.recover(point.x, point.z)
+        return point
 
     def at(
         self,
         theta: Sequence[Array],
-        x: Array,
-        z: Array,
-        s: Array,
+        solution: ConeSolution,
         solver_args: Mapping[str, Any] | None = None,
     ) -> Point:
-        """The point that `solve` gave, made again from its parts; instances with NaN are those
-        that were not solved."""
-        solution = ConeSolution.empty(len(x), self.canonical.structure)
-        solution.x, solution.z, solution.s = x, z, s
-        solution.status[np.isfinite(x).all(axis=1) & np.isfinite(z).all(axis=1)] = SOLVED
-        program = self.canonical.program(theta, len(x))
-        options = resolve_options(type(self.solver), self.solver_args, solver_args)
-        rows = None
-        derivative = None
-        if self.smoothing is None:
-            derivative = self.solver.linearize(program, solution, options.solver)
-        if derivative is None:
-            derivative, rows = self._derivative(program, solution)
-        outputs = self.canonical.recover(x, z)
-        return Point(x, z, s, solution.status, solution.iterations, outputs, rows, derivative)
+        """The point that `solve` gave, made again from its solution."""
+        point = Point.of(solution)
+        options = resolve_options(type(self.solver), self.settings.solver_args, solver_args)
+        pieces = self._pieces(theta, len(point.x), True)
+        if len(pieces) == 1:
+            numbers = np.arange(len(point.x))
+            point.derivative, point.rows = self._derivative_at(theta, point, options, numbers)
+        else:
+            self._differentiate_in_pieces(point, theta, pieces, options)
+        point.outputs = self.canonical.recover(point.x, point.z)
+        return point
+
+    def inspect(self, point: Point, theta: Sequence[Array]) -> dict[str, NDArray[Any]]:
+        """What became of every instance: the arrays of `cvxlayers.info.Info`, shape (B,)."""
+        batch = len(point.x)
+        found = []
+        for piece in self._pieces(theta, batch, False):
+            program = self.canonical.program(_rows(theta, piece), piece.stop - piece.start)
+            parts = (v[piece] for v in (point.x, point.z, point.s))
+            found.append(residuals(self.geometry, program, *parts))
+        primal, dual, gap = (np.concatenate(part) for part in zip(*found, strict=True))
+        return {
+            "status": point.status,
+            "iterations": point.iterations,
+            "attempt": point.attempt,
+            "primal_residual": primal,
+            "dual_residual": dual,
+            "gap": gap,
+            "solve_time": point.seconds,
+            **self.quality(point),
+            # Polishing has solved the same system, for a step.
+            "adjoint_residual": np.full(batch, np.nan),
+        }
+
+    def quality(self, point: Point) -> dict[str, NDArray[Any]]:
+        """How far the derivative at a point can be trusted, shape (B,)."""
+        batch = len(point.x)
+        degenerate, residual = np.zeros(batch, dtype=bool), np.full(batch, np.nan)
+        if point.derivative is not None:
+            some = slice(None) if point.rows is None else point.rows
+            count = batch if point.rows is None else int(point.rows.sum())
+            found = quality(point.derivative, count)
+            degenerate[some], residual[some] = found.degenerate, found.residual
+        return {"degenerate": degenerate, "adjoint_residual": residual}
+
+    def _solve(
+        self,
+        theta: Sequence[Array],
+        numbers: NDArray[np.intp],
+        options: Options,
+        differentiable: bool,
+        deadline: float | None,
+    ) -> Point:
+        """Solve one piece of a batch, the instances `numbers`, whatever becomes of them; without
+        outputs."""
+        clock, batch = [time.perf_counter()], len(numbers)
+        program = self._program(theta, batch)
+        clock.append(time.perf_counter())
+        if batch == 0:
+            solution = ConeSolution.empty(0, self.canonical.structure)
+        else:
+            verbose = self.settings.verbose if options.verbose is None else options.verbose
+            solution = self.solver.solve(program, options.solver, verbose, deadline)
+            if not options.is_loose:
+                self._question(program, solution)
+            retry(self.solver.name, program, solution, options.solver, deadline)
+        clock.append(time.perf_counter())
+        derivative, rows = self._finish(program, solution, options, differentiable, numbers)
+        clock.append(time.perf_counter())
+        parts = ("parameters", "solver", "polish")
+        times = {name: b - a for name, a, b in zip(parts, clock, clock[1:], strict=False)}
+        return Point.of(solution, rows=rows, derivative=derivative, times=times)
+
+    def _program(self, theta: Sequence[Array], batch: int) -> ConeProgram:
+        """The conic programs. Those of instances with a parameter that is not finite are NaN, also
+        where it has no influence."""
+        program = self.canonical.program(theta, batch)
+        if all(np.isfinite(t).all() for t in theta):
+            return program
+        failed = np.zeros(batch, dtype=bool)
+        for t in theta:
+            failed |= ~np.isfinite(t).all(axis=1)
+        return replace(program, q=np.where(failed[:, None], np.nan, program.q))
+
+    def _question(self, program: ConeProgram, solution: ConeSolution) -> None:
+        """Call almost solved what a solver calls solved, but breaks a constraint or a condition of
+        optimality beside larger numbers."""
+        parts = (solution.x, solution.z, solution.s, *(getattr(program, name) for name in "PqAb"))
+        # NaN, of instances that are not solved, is not larger.
+        if not any((np.abs(part) > LARGE).any() for part in parts):
+            return
+        rows = solution.solved
+        points = _points(solution, rows)
+        primal, dual, _ = residuals(self.geometry, _taken(program, rows), *points)
+        broken = np.flatnonzero(rows)[np.maximum(primal, dual) > BROKEN]
+        solution.status[broken] = ALMOST_SOLVED
+
+    def _pieces(self, theta: Sequence[Array], batch: int, factored: bool) -> list[slice]:
+        """The batch in pieces whose intermediate results fit into the memory allowed."""
+        structure, maps = self.canonical.structure, self.canonical
+        varying = sum(
+            len(f.offset)
+            for f in (maps.P, maps.q, maps.A, maps.b)
+            if any(len(theta[maps.parts[part][0]]) > 1 for part in f.depends_on)
+        )
+        each = 8.0 * (COPIES * varying + POINTS * (structure.n + 2 * structure.m))
+        if factored:
+            each += memory_of_factor(self.geometry)
+        limit = self.settings.max_batch_memory
+        return slices(batch, each, SHARE * physical_memory() if limit is None else limit)
+
+    def _differentiate_in_pieces(
+        self, point: Point, theta: Sequence[Array], pieces: Sequence[slice], options: Options
+    ) -> None:
+        """Give a point a derivative that is made when it is asked for."""
+        is_own = self.solver.has_derivative and self.settings.derivative == "exact"
+        covered = np.ones(len(point.x), dtype=bool) if is_own else point.solved
+
+        def make(number: int) -> Linearization:
+            piece = pieces[number]
+            numbers = np.arange(piece.start, piece.stop)
+            return self._derivative_at(_rows(theta, piece), _part(point, piece), options, numbers)[
+                0
+            ]
+
+        point.rows = None if covered.all() else covered
+        point.derivative = Chunks([int(covered[piece].sum()) for piece in pieces], make)
+
+    def _derivative_at(
+        self,
+        theta: Sequence[Array],
+        solution: ConeSolution,
+        options: Options,
+        numbers: NDArray[np.intp],
+    ) -> tuple[Linearization, NDArray[np.bool_] | None]:
+        """The derivative at a solution, and the instances that it is for (None: all)."""
+        program = self.canonical.program(theta, len(solution.x))
+        own = self._own_derivative(program, solution, options)
+        if own is not None:
+            return own, None
+        part = _taken(program, solution.solved)
+        return self._derivative(part, solution, options, numbers)
+
+    def _own_derivative(
+        self, program: ConeProgram, solution: ConeSolution, options: Options
+    ) -> Linearization | None:
+        """The derivative that the solver brings, if it does and it is wanted."""
+        if not self.solver.has_derivative or self.settings.derivative != "exact":
+            return None
+        return self.solver.linearize(program, solution, options.solver)
 
     def _finish(
-        self, program: ConeProgram, solution: ConeSolution, options: Options, differentiable: bool
+        self,
+        program: ConeProgram,
+        solution: ConeSolution,
+        options: Options,
+        differentiable: bool,
+        numbers: NDArray[np.intp],
     ) -> tuple[Linearization | None, NDArray[np.bool_] | None]:
         """Polish what is to be polished, in place, and make the derivative: it, and the instances
         that it is for (None: all)."""
-        own = None
-        if differentiable and self.smoothing is None:
-            own = self.solver.linearize(program, solution, options.solver)
+        own = self._own_derivative(program, solution, options) if differentiable else None
         if own is not None:
             return own, None
-        almost = solution.status == ALMOST_SOLVED
-        polishing = bool(options.polish)
-        if not polishing and not almost.any():
-            return self._derivative(program, solution) if differentiable else (None, None)
-        rows = solution.solved | almost if polishing else almost
-        system = None
+        rows = solution.status == ALMOST_SOLVED
+        if options.polish:
+            rows |= solution.solved
+        part = system = None
         if rows.any():
-            part, (x, z, s) = _select(program, solution, rows)
-            point = polish(self.geometry, part, x, z, s)
-            solution.x[rows], solution.z[rows], solution.s[rows] = point.x, point.z, point.s
-            certified = np.zeros(len(rows), dtype=bool)
-            certified[rows] = point.residual <= CERTIFIED
-            solution.status[almost & certified] = SOLVED
-            rough = np.zeros(len(rows), dtype=bool)
-            rough[rows] = point.residual > ROUGH
-            rough &= solution.solved
+            part = _taken(program, rows)
+            residual, system = self._polish(part, solution, rows)
+            if not options.is_loose:
+                solution.status[solution.solved & (residual > BROKEN)] = ALMOST_SOLVED
+            rough = solution.solved & (residual > ROUGH)
             if differentiable and rough.any():
-                _warn_of_gradients(rough, float(point.residual[rough[rows]].max()))
-            if np.array_equal(solution.solved, rows):
-                system = point.system
+                warn_of_gradients(numbers[rough], len(numbers), float(residual[rough].max()))
         if not differentiable:
             return None, None
-        return self._derivative(program, solution, system)
+        if part is None or not np.array_equal(rows, solution.solved):
+            part, system = _taken(program, solution.solved), None
+        return self._derivative(part, solution, options, numbers, system)
+
+    def _polish(
+        self, part: ConeProgram, solution: ConeSolution, rows: NDArray[np.bool_]
+    ) -> tuple[Array, System | None]:
+        """Polish the instances `rows`, at least one, in place, and judge those that are almost
+        solved: the residuals, zero where nothing was polished, and the last factors. `part` are
+        the programs of these instances."""
+        residual = np.zeros(len(rows))
+        point = polish(self.geometry, part, *_points(solution, rows))
+        solution.x[rows], solution.z[rows], solution.s[rows] = point.x, point.z, point.s
+        residual[rows] = point.residual
+        size = np.maximum(1.0, np.maximum(_largest(part.q), _largest(part.b)))
+        certified = (point.residual <= CERTIFIED) & (_largest(point.x) <= ABSURD * size)
+        certified &= solution.status[rows] == ALMOST_SOLVED
+        solution.status[np.flatnonzero(rows)[certified]] = SOLVED
+        return residual, point.system
 
     def _derivative(
-        self, program: ConeProgram, solution: ConeSolution, system: System | None = None
+        self,
+        part: ConeProgram,
+        solution: ConeSolution,
+        options: Options,
+        numbers: NDArray[np.intp],
+        system: System | None = None,
     ) -> tuple[Linearization, NDArray[np.bool_] | None]:
+        """The library's own derivative, and the instances that it is for (None: all), namely
+        those that are solved: `part` are their programs."""
         rows = solution.solved
-        part, (x, z, s) = _select(program, solution, rows)
-        if self.smoothing is not None:
-            path = central_point(self.geometry, part, x, z, s, self.smoothing)
-            if not path.converged.all():
-                _warn_of_path(np.flatnonzero(rows)[~path.converged], len(rows), self.smoothing)
-            smoothed = SmoothedDerivative(
-                self.geometry, part, path.x, path.z, path.s, self.smoothing
-            )
-            return smoothed, None if rows.all() else rows
-        # Decided by the final points alone: whether the polish kept its factors depends on all
-        # instances, and on curved cones they are not those at these points anyway.
-        tau = row_scales(self.geometry, z, s)
-        nearby = system if tau is None else None
-        derivative = ImplicitDerivative(self.geometry, part, x, z, s, nearby, tau)
-        return derivative, None if rows.all() else rows
+        x, z, s = _points(solution, rows)
+        some = None if rows.all() else rows
+        smoothing = self.settings.smoothing
+        if self.settings.derivative == "exact":
+            # Decided by the final points alone: whether the polish kept its factors depends on all
+            # instances, and on curved cones they are not those at these points anyway.
+            tau = row_scales(self.geometry, z, s)
+            nearby = system if tau is None else None
+            return ImplicitDerivative(self.geometry, part, x, z, s, nearby, tau), some
+        assert smoothing is not None
+        if self.settings.derivative == "lpgd":
+
+            def resolve(program: ConeProgram) -> ConeSolution:
+                return self._resolve(program, options)
+
+            named = numbers[rows]
+            lpgd = LpgdDerivative(self.geometry, part, x, z, s, smoothing, resolve, named)
+            return lpgd, some
+        path = central_point(self.geometry, part, x, z, s, smoothing)
+        if not path.converged.all():
+            warn_of_path(numbers[rows][~path.converged], len(rows), smoothing)
+        points = (path.x, path.z, path.s)
+        return SmoothedDerivative(self.geometry, part, *points, smoothing), some
+
+    def _resolve(self, program: ConeProgram, options: Options) -> ConeSolution:
+        """A program as accurately as can be, for differences of solutions."""
+        deadline = options.deadline()
+        solution = self.solver.solve(program, options.solver, deadline=deadline)
+        retry(self.solver.name, program, solution, options.solver, deadline)
+        rows = solution.solved | (solution.status == ALMOST_SOLVED)
+        if rows.any():
+            self._polish(_taken(program, rows), solution, rows)
+        return solution
 
 
-def _warn_of_gradients(rough: NDArray[np.bool_], residual: float) -> None:
-    rows = np.flatnonzero(rough)
-    shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
-    warnings.warn(
-        f"The solutions of {len(rows)} of {len(rough)} instances ({shown}) could not be polished: "
-        f"their optimality conditions hold to {residual:.1e} only, relative to their terms. They "
-        "are as good as the solver's tolerance, but their gradients may be inaccurate. Rescale "
-        "the data, so that the parameters are of similar size.",
-        UserWarning,
-        stacklevel=6,
-    )
+def _largest(values: Array) -> Array:
+    return np.abs(values).max(axis=1, initial=0.0)
 
 
-def _warn_of_path(rows: NDArray[np.intp], batch: int, smoothing: float) -> None:
-    shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
-    warnings.warn(
-        f"The point of the central path at smoothing={smoothing:g} was not found for {len(rows)} "
-        f"of {batch} instances ({shown}), so that their smoothed gradients may be inaccurate. The "
-        "path exists where the constraints have an interior and the set of optima is bounded; with "
-        "a larger smoothing it is easier to find.",
-        UserWarning,
-        stacklevel=6,
-    )
+def _rows(theta: Sequence[Array], piece: slice) -> list[Array]:
+    """The parameter values of a piece of the batch."""
+    return [t if len(t) == 1 else t[piece] for t in theta]
 
 
-def _select(
-    program: ConeProgram, solution: ConeSolution, rows: NDArray[np.bool_]
-) -> tuple[ConeProgram, tuple[Array, Array, Array]]:
-    """The instances `rows` of a program and of its solution; copies of the latter."""
-    part = program if rows.all() else program.take(np.flatnonzero(rows))
-    return part, (solution.x[rows], solution.z[rows], solution.s[rows])
-
-
-def _failure(solver: str, statuses: NDArray[np.int64], batch_shape: tuple[int, ...]) -> SolverError:
-    failed = np.flatnonzero(statuses != Status.SOLVED)
-    by_index = {
-        tuple(int(k) for k in np.unravel_index(i, batch_shape)) if batch_shape else (): Status(
-            int(statuses[i])
-        )
-        for i in failed
+def _stacked(points: Sequence[Point]) -> Point:
+    """Solutions of the pieces of a batch as one, without their derivatives."""
+    names = [f.name for f in fields(ConeSolution)]
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(p, name) for p in points]) for name in names
     }
-    groups: dict[Status, list[tuple[int, ...]]] = {}
-    for index, status in by_index.items():
-        groups.setdefault(status, []).append(index)
-    reasons = [
-        f"{_rows(indices)}{status.name}: {status.sentence}" for status, indices in groups.items()
-    ]
-    of = f"{len(failed)} of {len(statuses)} instances were" if batch_shape else "The problem was"
-    rest = "such rows" if batch_shape else "it"
-    advice = f"With on_failure='nan' the answer is NaN, with zero gradients, for {rest}."
-    return SolverError(f"{of} not solved by {solver}. {'; '.join(reasons)}. {advice}", by_index)
+    times = {name: sum(p.times[name] for p in points) for name in points[0].times}
+    return Point(**joined, times=times)
 
 
-def _rows(indices: list[tuple[int, ...]]) -> str:
-    if indices == [()]:
-        return ""
-    shown = [str(i[0]) if len(i) == 1 else str(i) for i in indices[:10]]
-    more = f", … ({len(indices) - 10} more)" if len(indices) > 10 else ""
-    return f"{'row' if len(indices) == 1 else 'rows'} {', '.join(shown)}{more} "
+def _part(solution: ConeSolution, piece: slice) -> ConeSolution:
+    return ConeSolution(**{f.name: getattr(solution, f.name)[piece] for f in fields(ConeSolution)})
+
+
+def _taken(program: ConeProgram, rows: NDArray[np.bool_]) -> ConeProgram:
+    """The instances `rows` of a program; copies, unless they are all."""
+    return program if rows.all() else program.take(np.flatnonzero(rows))
+
+
+def _points(solution: ConeSolution, rows: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
+    """The points of the instances `rows`; copies."""
+    return solution.x[rows], solution.z[rows], solution.s[rows]

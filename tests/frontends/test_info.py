@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import cvxlayers
+import cvxlayers.torch
 from cvxlayers import Info, Status
 from cvxlayers.program import ConeProgram, ConeSolution
 from cvxlayers.solvers.clarabel import Clarabel
@@ -101,11 +102,83 @@ def test_nothing_is_kept_on_the_layer() -> None:
     assert set(vars(layer)) == before
 
 
-def test_jax_says_that_there_are_no_values_under_jit() -> None:
+@pytest.mark.parametrize("way", ["jit", "vmap", "jit of vmap", "vmap of jit", "grad"])
+def test_info_inside_transformations_of_jax(way: str) -> None:
     jax = pytest.importorskip("jax")
-    layer = cvxlayers.CvxpyLayer(*box())
-    with pytest.raises(cvxlayers.ParameterTypeError, match="solve outside"):
-        jax.jit(lambda t: layer.solve(t, 1.0)[0][0])(jax.numpy.ones(2))
+    layer = importlib.import_module("cvxlayers.jax").CvxpyLayer(*box(), on_failure="nan")
+    t, u = jax.numpy.asarray(T), jax.numpy.asarray(U)
+    _, expected = layer.solve(t, u)
+    if way == "grad":
+        total = lambda t: (layer.solve(t, u)[0][0][::2].sum(), layer.solve(t, u)[1])  # noqa: E731
+        gradient, info = jax.grad(total, has_aux=True)(t)
+        np.testing.assert_allclose(gradient, [[1, 0], [0, 0], [0, 0]], atol=1e-6)
+    else:
+        ways = {
+            "jit": jax.jit(layer.solve),
+            "vmap": jax.vmap(layer.solve),
+            "jit of vmap": jax.jit(jax.vmap(layer.solve)),
+            "vmap of jit": jax.vmap(jax.jit(layer.solve)),
+        }
+        (x,), info = ways[way](t, u)
+        np.testing.assert_allclose(x[0], [0.5, 1.0], atol=1e-6)
+    for name in ("status", "iterations", "attempt", "degenerate"):
+        assert np.array_equal(getattr(info, name), getattr(expected, name)), name
+    assert info.summary() == expected.summary()
+    assert (np.asarray(info.primal_residual)[::2] < 1e-6).all()
+    assert np.isnan(info.solve_time).all() and np.isnan(info.adjoint_residual).all()
+    assert str(info).startswith("instance")
+
+
+def test_times_and_the_residual_of_the_derivative() -> None:
+    layer = cvxlayers.torch.CvxpyLayer(*box(), on_failure="nan")
+    t = torch.tensor(T, requires_grad=True)
+    (x,), info = layer.solve(t, torch.tensor(U))
+    assert set(info.times) == {"parameters", "solver", "polish"}
+    assert (info.solve_time > 0).all() and info.solve_time.sum() < 2 * info.times["solver"] + 1
+    assert np.isnan(info.adjoint_residual).all()
+    x[info.solved].sum().backward()
+    assert info.times["derivative"] > 0
+    assert (info.adjoint_residual[info.solved] < 1e-12).all()
+    assert np.isnan(info.adjoint_residual[1]) and "adjoint_residual" in str(info)
+
+
+def test_the_residual_shows_an_equation_without_a_solution() -> None:
+    """Costs of a linear program with a face of optima: least squares of smallest norm."""
+    c, x = cp.Parameter(2), cp.Variable(2)
+    problem = cp.Problem(cp.Minimize(c @ x), [cp.sum(x) == 1, x >= 0])
+    layer = cvxlayers.torch.CvxpyLayer(problem, [c], [x])
+    costs = torch.tensor([[1.0, 1.0], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    (y,), info = layer.solve(costs)
+    (y @ torch.tensor([1.0, 0.0], dtype=torch.float64)).sum().backward()
+    assert info.adjoint_residual[0] > 0.1 and info.adjoint_residual[1] < 1e-12
+
+
+# Constraints on x, values of b, and whether (b, b) lies on the boundary of what they allow.
+KINKS: dict[str, tuple[Any, list[float], Any]] = {
+    "nonneg": (lambda x: [x >= 0], [0.0, 0.5, -0.5], lambda b: b),
+    "soc": (lambda x: [cp.norm(x) <= 1], [0.5**0.5, 0.5, 2.0], lambda b: 2 * b * b - 1),
+    "psd": (lambda x: [cp.diag(x) >> 0], [0.0, 1.0, -1.0], lambda b: b),
+    "exp": (lambda x: [cp.exp(x[0]) <= x[1] + 1], [0.0, -1.0, 1.0], lambda b: np.expm1(b) - b),
+    "power": (
+        lambda x: [cp.PowCone3D(x[0], cp.Constant(1.0), x[1], 0.5)],
+        [1.0, 0.25, 4.0],
+        lambda b: b**0.5 - b,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_where_complementarity_is_not_strict(name: str) -> None:
+    """Projection of a point that lies on the boundary already, and of points off it."""
+    constraints, values, distance = KINKS[name]
+    x, b = cp.Variable(2), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), constraints(x))
+    layer = cvxlayers.torch.CvxpyLayer(problem, [b], [x])
+    b_t = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    (y,), info = layer.solve(b_t)
+    y.sum().backward()
+    assert info.degenerate.tolist() == [abs(distance(v)) < 1e-9 for v in values]
+    assert b_t.grad is not None and b_t.grad.isfinite().all()
 
 
 # --- The second try.
@@ -117,9 +190,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     solve = Clarabel.solve
 
-    def broken(self: Clarabel, program: ConeProgram, options: Any, verbose: bool = False) -> Any:
+    def broken(self: Clarabel, program: ConeProgram, options: Any, *rest: Any, **more: Any) -> Any:
         sizes.append(program.batch)
-        solution = solve(self, program, options, verbose)
+        solution = solve(self, program, options, *rest, **more)
         if program.batch == 3:
             for point in (solution.x, solution.z, solution.s):
                 point[1] = np.nan
@@ -156,7 +229,7 @@ def test_an_answer_of_the_chain_counts_if_it_is_one(
     """The optimality conditions are checked: a wrong point is no solution."""
     from cvxlayers.solvers.scs import SCS
 
-    def nonsense(self: SCS, program: ConeProgram, *_: Any) -> ConeSolution:
+    def nonsense(self: SCS, program: ConeProgram, *_: Any, **__: Any) -> ConeSolution:
         solution = ConeSolution.empty(program.batch, program.structure)
         for point in (solution.x, solution.z, solution.s):
             point[...] = 1e3

@@ -28,9 +28,9 @@ from jax_checks import (
     softmax_layer,
 )
 
+from cvxlayers.call import Call
 from cvxlayers.jax import CvxpyLayer
 from cvxlayers.jax.task import Origin, to_bits
-from cvxlayers.operations import Call
 from cvxlayers.sensitivity import Point
 
 compiled = pytest.mark.parametrize("compile_", [lambda f: f, jax.jit], ids=["eager", "jit"])

@@ -28,9 +28,9 @@ from mlx_checks import (
 from conformance import curvature, oracle
 from conformance.problems import CASES, Case
 from cvxlayers import SolverError
+from cvxlayers.call import Call
 from cvxlayers.derivative import system
 from cvxlayers.mlx import CvxpyLayer
-from cvxlayers.operations import Call
 
 Transform = Callable[[Function], Function]
 

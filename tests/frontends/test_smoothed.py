@@ -101,7 +101,7 @@ def test_where_there_is_no_path_a_warning_says_so() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"derivative": "smooth"}, "'exact' or 'smoothed', got 'smooth'"),
+        ({"derivative": "smooth"}, "'exact' or 'smoothed' or 'lpgd', got 'smooth'"),
         ({"derivative": "smoothed"}, "positive number"),
         ({"derivative": "smoothed", "smoothing": 0.0}, "positive number"),
         ({"derivative": "smoothed", "smoothing": -1}, "positive number"),

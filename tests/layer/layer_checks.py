@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,3 +119,14 @@ def projection_formula(t: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> tup
 def says(*parts: str) -> str:
     """A pattern of a message that has these parts, in this order."""
     return "(?s)" + ".*".join(re.escape(part) for part in parts)
+
+
+def run_script(script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

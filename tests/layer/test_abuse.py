@@ -3,12 +3,6 @@ Ctrl-C."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -126,60 +120,6 @@ def test_batched_upstream_gradients_of_torch_autograd(strategy: str) -> None:
         eye = torch.eye(4, dtype=torch.float64)
         (found,) = torch.autograd.grad(layer(b)[0], b, eye, is_grads_batched=True)
     torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
-
-
-def run_script(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_the_number_of_threads_can_be_chosen(threads: str) -> None:
-    done = run_script(
-        """
-        import threading
-        from cvxlayers.parallel import for_each, workers
-        seen, meet = set(), threading.Barrier(workers(), timeout=30)
-        def start_worker():
-            def body(i):
-                seen.add(threading.get_ident())
-                meet.wait()
-            return body
-        for_each(workers(), start_worker)
-        print(len(seen))
-        """,
-        CVXLAYERS_NUM_THREADS=threads,
-    )
-    assert done.stdout.strip() == threads, done.stderr
-
-
-def test_a_wrong_number_of_threads_is_an_error() -> None:
-    done = run_script("import cvxlayers.parallel as p; p.workers()", CVXLAYERS_NUM_THREADS="two")
-    assert "CVXLAYERS_NUM_THREADS: expected a positive integer" in done.stderr
-
-
-def test_ctrl_c_stops_a_long_batch_and_the_process_goes_on() -> None:
-    script = """
-    import os, signal, threading, time
-    import cvxpy as cp, torch
-    from cvxlayers.torch import CvxpyLayer
-    x, b = cp.Variable(30), cp.Parameter(30)
-    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [cp.norm1(x) <= 1]), [b], [x])
-    layer(torch.randn(4, 30))
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    try:
-        layer(torch.randn(200_000, 30))
-        print("not interrupted")
-    except KeyboardInterrupt:
-        print("interrupted", layer(torch.randn(4, 30))[0].shape[0])
-    """
-    assert run_script(script).stdout.strip() == "interrupted 4"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_message_of_a_solver_error_names_the_remedy() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from layer_checks import draw, nonneg_least_squares, run, same_bits, tensor
 
 from cvxlayers import CvxlayersError, SolverError, SolverWarning, Status
+from cvxlayers.derivative import Polished
 from cvxlayers.torch import CvxpyLayer
 
 GOOD, BAD = 2.0, -1.0
@@ -224,3 +227,18 @@ def test_the_policy_warn_says_what_the_error_would_and_returns_what_nan_does() -
     values[0][1] = torch.nan  # as with "nan", the row is not solved
     with pytest.warns(SolverWarning, match="row 1"):
         warning(*values)
+
+
+def test_a_solution_that_cannot_be_polished_is_named_in_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newton's method leads nowhere from a rough answer: it is returned, and so is a gradient."""
+
+    def no_steps(geometry: Any, program: Any, x: Any, z: Any, s: Any) -> Polished:
+        return Polished(x, z, s, np.where(np.arange(len(x)) == 1, 1e-3, 1e-12), None)
+
+    monkeypatch.setattr("cvxlayers.solution_map.polish", no_steps)
+    layer = box_layer(solver=cp.SCS, solver_args={"eps": 1e-3})
+    with pytest.warns(UserWarning, match=r"1 of 3 instances \(1\) could not be polished.*1\.0e-03"):
+        outputs, gradients = run(layer, box_values([GOOD, GOOD, GOOD]))
+    assert all(v.isfinite().all() for v in [*outputs, *gradients])

@@ -53,8 +53,8 @@ def test_trap_10_a_copy_is_the_same_function(
     twin = duplicate(layer)
     expected, found = run(layer, VALUES), run(twin, VALUES)
     assert same_bits(found[0], expected[0]) and same_bits(found[1], expected[1])
-    assert twin.operations.on_failure == "nan"
-    assert twin.operations.solution_map.solver_args == {"eps": 1e-9}
+    assert twin.operations.settings.on_failure == "nan"
+    assert twin.operations.settings.solver_args == {"eps": 1e-9}
     assert repr(twin) == repr(layer)
 
 

@@ -1,3 +1,5 @@
+import time
+
 import clarabel
 import numpy as np
 import pytest
@@ -25,8 +27,10 @@ def test_optimality_conditions(cone: str, rank: int) -> None:
 
 def test_options_are_those_of_the_package() -> None:
     settings = {name for name in dir(clarabel.DefaultSettings()) if not name.startswith("_")}
-    # The rest is ours: `verbose` is an argument of `solve`, and `default` is a constructor.
-    rest = {name for name in settings if name == "verbose" or name.startswith("default")}
+    # The rest is ours: `verbose` and the deadline are arguments of `solve`, and `default` is a
+    # constructor.
+    ours = ("verbose", "time_limit")
+    rest = {name for name in settings if name in ours or name.startswith("default")}
     assert settings - rest == Clarabel.options
 
 
@@ -53,7 +57,8 @@ def test_limits() -> None:
     assert (few.status == Status.MAX_ITERATIONS).all()
     assert (few.iterations == 2).all()
     assert np.isnan(few.x).all()
-    assert (solver.solve(program, {"time_limit": 0.0}).status == Status.TIME_LIMIT).all()
+    late = solver.solve(program, {}, deadline=time.monotonic())
+    assert (late.status == Status.TIME_LIMIT).all()
 
 
 def test_an_instance_does_not_depend_on_its_batch() -> None:

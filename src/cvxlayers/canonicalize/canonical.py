@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 class ParameterSpec:
     """Name, shape and promised properties of one parameter.
 
+    The value of a ``sparsity`` parameter comes as a whole, or as its stored entries alone.
+
     Attributes
     ----------
     position : int
@@ -34,27 +36,46 @@ class ParameterSpec:
     attributes : frozenset of str
         CVXPY's attributes that a value must have: nonneg, nonpos, pos, neg, integer, boolean,
         symmetric, PSD, NSD, diag, sparsity, bounds.
-    zeros : ndarray of int, optional
-        Flat (C order) positions that a ``diag`` or ``sparsity`` parameter has no entry at.
+    stored : ndarray of int, optional
+        Flat (C order) positions of the entries of a ``diag`` or ``sparsity`` parameter; the others
+        are zero. Everything inside works on these entries alone, in this order.
     bounds : pair of ndarray, optional
-        Lower and upper bound, broadcastable to the shape.
+        Lower and upper bound, broadcastable to the shape; those of a ``sparsity`` parameter, to
+        the shape of its stored entries.
     """
 
     name: str
     shape: tuple[int, ...]
     position: int = 0
     attributes: frozenset[str] = frozenset()
-    zeros: NDArray[np.intp] | None = None
+    stored: NDArray[np.intp] | None = None
     bounds: tuple[Array, Array] | None = None
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        """Number of entries that there is anything to compute with."""
+        return math.prod(self.shape) if self.stored is None else len(self.stored)
+
+    @property
+    def forms(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes that one value may have. Where several fit, the first counts.
+
+        The diagonal alone is no form of a ``diag`` parameter: it would never be told apart from
+        the matrix where the batch is as long as the diagonal.
+        """
+        if self.stored is None or "sparsity" not in self.attributes:
+            return (self.shape,)
+        return self.shape, (len(self.stored),)
 
     @property
     def label(self) -> str:
         """What error messages call it: parameters without a name have one of CVXPY's making."""
         return f"{self.name!r} (argument {self.position})"
+
+
+def diagonal(n: int) -> NDArray[np.intp]:
+    """Flat positions of the diagonal of an n × n matrix."""
+    return np.arange(n) * (n + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +109,7 @@ class CanonicalProblem:
     outputs : tuple of OutputSpec
     parts : tuple of (int, bool)
         What the maps P, q, A, b act on: for each part the position of its parameter, and whether
-        its logarithm is taken first. Entries of a part are in C order.
+        its logarithm is taken first. Entries of a part are in C order, or those that are stored.
     P, q, A, b : AffineMap
         From the parts to the values on the structure's patterns.
     """

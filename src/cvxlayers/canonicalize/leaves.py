@@ -2,7 +2,8 @@
 
 On the way a geometric program replaces a parameter by its logarithm, and a symmetric, diagonal or
 sparse parameter is replaced by a vector of its free entries. Both keep positions, so that the way
-in is a (partly repeated) selection of entries.
+in is a (partly repeated) selection of entries. A diagonal or sparse parameter is such a vector
+from the start: nothing here is as large as its matrix.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 import scipy.sparse as sp
 from cvxpy.reductions.cvx_attr2constr import CvxAttr2Constr
 from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
+from numpy.typing import NDArray
 
-from cvxlayers.canonicalize.canonical import ParameterSpec
+from cvxlayers.canonicalize.canonical import ParameterSpec, diagonal
 from cvxlayers.errors import UnsupportedProblemError
 
 __all__ = ["check_leaves", "parameter_parts", "parameter_spec"]
@@ -90,21 +92,29 @@ def _names(leaves: Any) -> str:
 def parameter_spec(parameter: cp.Parameter, position: int) -> ParameterSpec:
     """What is kept of a cvxpy.Parameter after construction."""
     attributes = {name for name in _CHECKED if parameter.attributes[name]}
-    zeros = None
+    stored = None
     if parameter.attributes["diag"]:
-        zeros = np.flatnonzero(~np.eye(parameter.shape[0], dtype=bool))
+        stored = diagonal(parameter.shape[0])
     elif parameter.sparse_idx is not None:
         attributes.add("sparsity")
+        # CVXPY has put the indices in order and merged duplicates.
         stored = np.ravel_multi_index(parameter.sparse_idx, parameter.shape)
-        zeros = np.setdiff1d(np.arange(parameter.size), stored)
     bounds = parameter.attributes["bounds"]
     if bounds is not None:
-        lower, upper = (np.asarray(bound, dtype=float) for bound in bounds)
         attributes.add("bounds")
-        bounds = (lower, upper)
+        bounds = (_bound(bounds[0]), _bound(bounds[1]))
     return ParameterSpec(
-        parameter.name(), tuple(parameter.shape), position, frozenset(attributes), zeros, bounds
+        parameter.name(), tuple(parameter.shape), position, frozenset(attributes), stored, bounds
     )
+
+
+def _bound(bound: Any) -> NDArray[np.float64]:
+    """A bound as an array; of a sparse one the entries, in the order of those of its parameter."""
+    if sp.issparse(bound):
+        bound = sp.coo_array(bound, copy=True)
+        bound.sum_duplicates()
+        bound = bound.data
+    return np.asarray(bound, dtype=np.float64)
 
 
 def parameter_parts(
@@ -116,7 +126,8 @@ def parameter_parts(
     -------
     parts : tuple of (position of the parameter, whether its logarithm is taken)
     columns : list of sparse arrays
-        For each part, shape (columns of the chain, entries of the part in C order).
+        For each part, shape (columns of the chain, entries of the part). The entries are in C
+        order; of a diagonal or sparse parameter they are the stored ones.
     """
     # Final parameter id → (user's parameter, logarithm taken?, reduced to free entries?)
     origin: dict[int, tuple[cp.Parameter, bool, bool]] = {
@@ -157,24 +168,23 @@ def _fortran_entries(parameter: cp.Parameter) -> sp.csc_array:
 
 
 def _reduced_entries(parameter: cp.Parameter) -> sp.csc_array:
-    """The free entries that CvxAttr2Constr keeps, from all entries in C order.
+    """The free entries that CvxAttr2Constr keeps, from the entries of the part.
 
-    A free entry of a symmetric matrix is read as the mean of its two places, so that the gradient
-    comes out symmetric.
+    Of a diagonal or sparse parameter they are the same, in the same order. A free entry of a
+    symmetric matrix is read as the mean of its two places, so that the gradient comes out
+    symmetric.
     """
+    if not any(parameter.attributes[name] for name in _SYMMETRIC):
+        count = parameter.shape[0] if parameter.attributes["diag"] else len(parameter.sparse_idx[0])
+        return sp.eye_array(count, format="csc")
     number = np.arange(parameter.size).reshape(parameter.shape)
-    if any(parameter.attributes[name] for name in _SYMMETRIC):
-        i, j = np.triu_indices(parameter.shape[-1])
-        upper = number[..., i, j].ravel(order="F")
-        lower = number[..., j, i].ravel(order="F")
-        sources, weights = np.stack([upper, lower]), 0.5
-    elif parameter.attributes["diag"]:
-        sources, weights = np.diag(number)[None], 1.0
-    else:
-        sources, weights = number[parameter.sparse_idx][None], 1.0
+    i, j = np.triu_indices(parameter.shape[-1])
+    upper = number[..., i, j].ravel(order="F")
+    lower = number[..., j, i].ravel(order="F")
+    sources = np.stack([upper, lower])
     count = sources.shape[1]
     target = np.broadcast_to(np.arange(count), sources.shape)
-    data = np.full(sources.size, weights)
+    data = np.full(sources.size, 0.5)
     matrix = sp.coo_array((data, (target.ravel(), sources.ravel())), shape=(count, parameter.size))
     return matrix.tocsc()
 

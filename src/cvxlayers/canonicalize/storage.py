@@ -7,7 +7,7 @@ nothing of it is believed: what is read is checked until a wrong index cannot re
     pattern.{P,A}.{indptr,indices}         sparsity patterns, compressed sparse column
     map.{P,q,A,b}.{offset,indptr,indices,data}    (parts) → (P, q, A, b)
     output.{k}.{offset,indptr,indices,data}       (x, z) → output k
-    parameter.{k}.{zeros,lower,upper}      where the parameter is sparse, or has bounds
+    parameter.{k}.{stored,lower,upper}     where the parameter is sparse, or has bounds
 
 The matrices of a map stand side by side in one compressed sparse row matrix.
 """
@@ -31,7 +31,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cvxlayers.affine import AffineMap
-from cvxlayers.canonicalize.canonical import CanonicalProblem, OutputSpec, ParameterSpec
+from cvxlayers.canonicalize.canonical import (
+    CanonicalProblem,
+    OutputSpec,
+    ParameterSpec,
+    diagonal,
+)
 from cvxlayers.errors import StorageError
 from cvxlayers.program import ConeDims, Pattern, ProblemStructure
 
@@ -42,7 +47,7 @@ PathLike = str | os.PathLike[str]
 
 FORMAT = "cvxlayers layer"
 # To be raised with any change of the entries or of what they mean.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # The entry with the JSON text. In every version of the format it has this name, the text has the
 # keys of `_HEADER`, and the archive is not compressed: so that a version can tell the others.
 TEXT = "layer"
@@ -69,17 +74,18 @@ _INDEX = (np.dtype(np.int32), np.dtype(np.int64))
 # Keys of every JSON object, and the exact types of their values.
 _HEADER = {"format": str, "format_version": int, "cvxlayers": str}
 _FILE = {**_HEADER, "settings": dict, "problem": dict}
-_POLICIES = ("raise", "nan", "warn")
 _SETTINGS = {
     "solver": str,
     "solver_args": dict,
     "on_failure": str,
     "verbose": bool,
-    "smoothing": float,  # zero for the exact derivative
+    "derivative": str,
+    "smoothing": float,  # zero for none
+    "max_batch_memory": float,  # zero for none
 }
 _PROBLEM = {"n": int, "dims": dict, "parameters": list, "outputs": list, "parts": list}
 _DIMS = {"zero": int, "nonneg": int, "soc": list, "psd": list, "exp": int, "pow": list}
-_PARAMETER = {"name": str, "shape": list, "attributes": list}
+_PARAMETER = {"name": str, "shape": list, "size": int, "attributes": list}
 _OUTPUT = {"name": str, "shape": list, "exponentiate": bool}
 
 
@@ -95,7 +101,7 @@ def write(path: PathLike, canonical: CanonicalProblem, settings: Mapping[str, An
         The name of the file, as it is: no suffix is added.
     canonical : CanonicalProblem
     settings : mapping
-        ``solver`` (its name), ``solver_args`` (dict), ``on_failure`` and ``verbose``.
+        The fields of `cvxlayers.settings.Settings`, zero for a number that is None.
 
     Raises
     ------
@@ -192,8 +198,8 @@ def to_arrays(canonical: CanonicalProblem) -> tuple[Arrays, dict[str, Any]]:
     for k, output in enumerate(canonical.outputs):
         _put_map(arrays, f"output.{k}", output.recovery)
     for k, parameter in enumerate(canonical.parameters):
-        if parameter.zeros is not None:
-            arrays[f"parameter.{k}.zeros"] = parameter.zeros.astype(np.int64)
+        if parameter.stored is not None:
+            arrays[f"parameter.{k}.stored"] = parameter.stored.astype(np.int64)
         if parameter.bounds is not None:
             for side, bound in zip(("lower", "upper"), parameter.bounds, strict=True):
                 arrays[f"parameter.{k}.{side}"] = np.asarray(bound, np.float64, order="C")
@@ -209,7 +215,12 @@ def to_arrays(canonical: CanonicalProblem) -> tuple[Arrays, dict[str, Any]]:
             "pow": list(dims.pow),
         },
         "parameters": [
-            {"name": p.name, "shape": list(p.shape), "attributes": sorted(p.attributes)}
+            {
+                "name": p.name,
+                "shape": list(p.shape),
+                "size": p.size,
+                "attributes": sorted(p.attributes),
+            }
             for p in canonical.parameters
         ],
         "outputs": [
@@ -319,12 +330,6 @@ def _library_version() -> str:
 def _checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with plain values, or an error that names the one that has none."""
     checked = dict(_record("settings", settings, _SETTINGS))
-    if checked["on_failure"] not in _POLICIES:
-        raise StorageError(
-            f"on_failure: expected one of {_POLICIES}, got {checked['on_failure']!r}."
-        )
-    if not 0.0 <= checked["smoothing"] < float("inf"):
-        raise StorageError(f"smoothing: expected a number, got {checked['smoothing']!r}.")
     checked["solver_args"] = {
         name: _plain(value, name) for name, value in checked["solver_args"].items()
     }
@@ -516,16 +521,27 @@ def _parameter(rest: _Entries, k: int, value: Any) -> ParameterSpec:
     attributes = frozenset(names)
     if attributes & _SQUARE and (len(shape) < 2 or shape[-1] != shape[-2]):
         raise StorageError(f"{where}: expected a square matrix ({names}), got shape {shape}.")
-    size = math.prod(shape)
-    zeros = None
+    stored, size = None, _size(f"{where}: size", record["size"])
     if attributes & {"diag", "sparsity"}:
-        zeros = rest.take(f"{where}.zeros", _INDEX)
-        _check_compressed(f"{where}.zeros", np.array([0, len(zeros)]), zeros, size)
-        zeros = zeros.astype(np.intp)
+        stored = _stored(rest, f"{where}.stored", shape, size)
+        if "diag" in attributes and (
+            shape != (size, size) or not np.array_equal(stored, diagonal(size))
+        ):
+            raise StorageError(f"{where}.stored: expected the diagonal.")
+    elif size != math.prod(shape):
+        raise StorageError(f"{where}: size: expected {math.prod(shape)}, got {size}.")
     bounds = None
     if "bounds" in attributes:
-        bounds = (_bound(rest, f"{where}.lower", shape), _bound(rest, f"{where}.upper", shape))
-    return ParameterSpec(record["name"], shape, k, attributes, zeros, bounds)
+        form = (size,) if "sparsity" in attributes else shape
+        bounds = (_bound(rest, f"{where}.lower", form), _bound(rest, f"{where}.upper", form))
+    return ParameterSpec(record["name"], shape, k, attributes, stored, bounds)
+
+
+def _stored(rest: _Entries, name: str, shape: tuple[int, ...], size: int) -> NDArray[np.intp]:
+    """Different positions in an array of this shape."""
+    stored = rest.take(name, _INDEX, size).astype(np.intp)
+    _check_compressed(name, np.array([0, size]), np.sort(stored), math.prod(shape))
+    return stored
 
 
 def _bound(rest: _Entries, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -12,18 +12,24 @@ One symmetric system serves the gradient (`ImplicitDerivative.vjp`), the directi
 from cvxlayers.derivative.balance import row_scales
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import ImplicitDerivative
+from cvxlayers.derivative.lpgd import LpgdDerivative
 from cvxlayers.derivative.polish import Polished, polish, residuals
+from cvxlayers.derivative.quality import Quality, quality
 from cvxlayers.derivative.smoothing import SmoothedDerivative, central_point
-from cvxlayers.derivative.system import System
+from cvxlayers.derivative.system import System, memory_of_factor
 
 __all__ = [
     "Geometry",
     "ImplicitDerivative",
+    "LpgdDerivative",
     "Polished",
+    "Quality",
     "SmoothedDerivative",
     "System",
     "central_point",
+    "memory_of_factor",
     "polish",
+    "quality",
     "residuals",
     "row_scales",
 ]

@@ -37,6 +37,8 @@ SINGULAR = 1e-3
 REFINEMENTS = 8
 TARGET = 1e-13
 ACCEPTED = 1e-8
+# What rounding leaves of a zero in Uᵀ A, relative to A and to the size of a block.
+ROTATION = 4e-16
 # What rounding leaves of K y, relative to y. A singular matrix leaves REGULARISATION × y.
 ROUNDING = 1e-13
 
@@ -62,6 +64,8 @@ class DenseSystem:
     ----------
     degenerate : ndarray of bool
         Shape (B,): where K is singular, so that solutions are minimum-norm least squares.
+    residual : ndarray
+        Shape (B,): that of the last solve, relative to the right-hand side; NaN before any.
     """
 
     def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum, k: int):
@@ -83,7 +87,10 @@ class DenseSystem:
         K = np.zeros((batch, n + k, n + k))
         K[:, :n, :n] = geometry.dense_P(program.P)
         if k or self.curved is not None:
-            A = spectrum.rotate_rows(geometry.dense_A(program.A))
+            plain = geometry.dense_A(program.A)
+            A = spectrum.rotate_rows(plain)
+            if self.curved is not None:
+                _drop_rounding(A, plain, spectrum)
         if self.curved is not None:
             inside = lam[:, self.curved]
             inside = np.where(inside < ELIMINATED, 1.0, inside)
@@ -123,17 +130,18 @@ class DenseSystem:
         inverse *= self.scale[:, None, :]
         self.inverse = inverse
         self.degenerate = np.zeros(batch, dtype=bool)
+        self.residual = np.full(batch, np.nan)
         suspects = ~(size * REGULARISATION < SINGULAR)
         if suspects.any():
             # A singular matrix cannot be solved for a right-hand side taken at random.
             trial = np.random.default_rng(0).standard_normal((1, n + k, 1)) / self.scale[..., None]
-            _, solvable = self._refined(trial)
+            _, _, solvable = self._refined(trial)
             self.degenerate = suspects & ~solvable
 
     def take(self, rows: NDArray[np.intp]) -> DenseSystem:
         """The system of the instances `rows` alone."""
         part = copy.copy(self)
-        names = ["K", "inverse", "scale", "used", "degenerate", "index", "empty"]
+        names = ["K", "inverse", "scale", "used", "degenerate", "residual", "index", "empty"]
         for name in names if self.curved is None else [*names, "A_e", "W_e"]:
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[rows])
@@ -155,10 +163,13 @@ class DenseSystem:
         if self.empty is not None:
             self.degenerate |= ((right[:, :, 0] != 0.0) & self.empty).any(axis=1)
             right[self.empty] = 0.0
-        y, solved = self._refined(right)
+        y, self.residual, solved = self._refined(right)
         self.degenerate |= ~solved
         for i in np.flatnonzero(self.degenerate):
             y[i, :, 0] = _least_squares(self.K[i], right[i, :, 0])
+            missed = np.abs(self.scale[i] * (right[i, :, 0] - self.K[i] @ y[i, :, 0])).max()
+            bound = np.abs(self.scale[i] * right[i, :, 0]).max()
+            self.residual[i] = missed / bound if bound else 0.0
         u = y[:, : self.n, 0]
         v = np.zeros((len(r1), self.m))
         if self.k:
@@ -174,8 +185,8 @@ class DenseSystem:
             v[:, self.curved] += self.W_e * v_e
         return u, v
 
-    def _refined(self, right: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """Solutions, and which of them are."""
+    def _refined(self, right: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Solutions, their relative residuals, and which of them are solutions."""
         y = self.inverse @ right
         # Residuals are judged in the equilibrated metric, where all rows weigh the same.
         weight = self.scale[:, :, None]
@@ -195,7 +206,21 @@ class DenseSystem:
             error = np.where(better, trial_error, error)
             pending = better & (error > TARGET * bound)
         size = _height(y / weight)
-        return y, (error <= ACCEPTED * bound) | (error <= ROUNDING * size)
+        relative = error / np.where(bound > 0.0, bound, 1.0)
+        return y, relative, (error <= ACCEPTED * bound) | (error <= ROUNDING * size)
+
+
+def _drop_rounding(rotated: Array, plain: Array, spectrum: Spectrum) -> None:
+    """Make what rounding left of a zero in Uᵀ A one, in place.
+
+    A variable without curvature that moves along the ray of a second-order cone alone would
+    otherwise get a curvature of 1e-32, and the unit of the objective would be judged by it.
+    """
+    for group, _ in spectrum.blocks:
+        size = np.abs(np.take(plain, group.rows, axis=1)).max(axis=2, keepdims=True)
+        block = np.take(rotated, group.rows, axis=1)
+        block[np.abs(block) <= ROTATION * group.rows.shape[1] * size] = 0.0
+        rotated[:, group.rows] = block
 
 
 def kept_rows(spectrum: Spectrum) -> NDArray[np.bool_]:

@@ -38,6 +38,8 @@ from numpy.typing import NDArray
 
 from cvxlayers.derivative.balance import scale_rows
 from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.derivative.quality import Quality
+from cvxlayers.derivative.strictness import is_strict
 from cvxlayers.derivative.system import System, factor
 from cvxlayers.program import ConeProgram, Pattern, ProgramTangent, Wanted
 
@@ -90,6 +92,12 @@ class ImplicitDerivative:
             return nearby
         part = program if len(stale) == len(w) else program.take(stale)
         return nearby.replaced(stale, factor(self.geometry, part, w[stale], self._s[stale]))
+
+    def quality(self) -> Quality:
+        """Degenerate is where the KKT system is singular, so that its least-squares solution of
+        smallest norm is taken, or where complementarity is not strict."""
+        strict = is_strict(self.geometry, self._program, self._z, self._s)
+        return Quality(self.system.degenerate | ~strict, self.system.residual)
 
     def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
         """See `cvxlayers.program.Linearization`."""

@@ -38,6 +38,8 @@ ACCURATE = 1e-9
 STEPS = 4
 FACTORS = 10
 PATIENCE = 3
+# A dual below this, relative to the largest, may be zero.
+UNCLEAR = 1e-2
 
 
 @dataclass(eq=False)
@@ -143,16 +145,18 @@ def _balanced(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: A
 
 
 def _polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:
-    best, system = _newton(geometry, program, x, s - z, s)
+    # Points are improved in place, and x is needed as it was given.
+    best, system = _newton(geometry, program, x.copy(), s - z, s)
     failed = np.flatnonzero(~(best.error <= ACCURATE))
     if len(failed):
         part = program if len(failed) == len(x) else program.take(failed)
         x, z, s = x[failed], z[failed], s[failed]
-        again, other = _newton(geometry, part, x, _paired_by_size(geometry, z, s), s)
-        better = again.error < best.error[failed]
-        best.put(failed[better], again.take(better))
-        if better.all():
-            system = system.replaced(failed, other)
+        for start in (_paired_by_size, _released):
+            again, other = _newton(geometry, part, best.x[failed], start(geometry, z, s), s)
+            better = again.error < best.error[failed]
+            best.put(failed[better], again.take(better))
+            if better.all():
+                system = system.replaced(failed, other)
         # Newton's method may have led nowhere from the projected start: what the solver gave is
         # then the best there is.
         error = _error_as_given(geometry, part, x, z, s)
@@ -203,6 +207,19 @@ def _paired_by_size(geometry: Geometry, z: Array, s: Array) -> Array:
         relative_s = s_n / (np.abs(s_n).max(axis=1, keepdims=True) + tiny)
         relative_z = z_n / (np.abs(z_n).max(axis=1, keepdims=True) + tiny)
         w[:, rows] = np.where(relative_s > relative_z, np.abs(s_n), -np.abs(z_n))
+    return w
+
+
+def _released(geometry: Geometry, z: Array, s: Array) -> Array:
+    """A third w: constraints are released whose dual is small. Beside a vertex of more constraints
+    than variables an interior-point method leaves slack and dual small alike, and with all of them
+    binding the system is singular."""
+    w = _paired_by_size(geometry, z, s)
+    rows = geometry.nonneg
+    if len(rows):
+        s_n, z_n = np.abs(s[:, rows]), np.abs(z[:, rows])
+        small = z_n < UNCLEAR * z_n.max(axis=1, keepdims=True)
+        w[:, rows] = np.where(small, s_n, w[:, rows])
     return w
 
 

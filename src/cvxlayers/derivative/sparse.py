@@ -39,12 +39,15 @@ class SparseSystem:
     ----------
     degenerate : ndarray of bool
         Shape (B,): where K is singular, so that solutions are minimum-norm least squares.
+    residual : ndarray
+        Shape (B,): that of the last solve, relative to the right-hand side; NaN before any.
     """
 
     def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum):
         self.n, self.m = geometry.structure.n, geometry.structure.m
         batch = len(spectrum.lam)
         self.degenerate = np.zeros(batch, dtype=bool)
+        self.residual = np.full(batch, np.nan)
         self.coupled = spectrum.lam < 1.0
         self.factors: list[_Factor] = [None] * batch  # type: ignore[list-item]
         # Long cones stay in their own coordinates in here.
@@ -61,6 +64,7 @@ class SparseSystem:
         def body(i: int) -> None:
             K, positive = assembly.instance(program, spectrum, self.coupled[i], i)
             self.factors[i] = _Factor(K, positive)
+            self.degenerate[i] = not self.factors[i].is_regular
 
         for_each(batch, lambda: body)
 
@@ -68,6 +72,7 @@ class SparseSystem:
         """The system of the instances `rows` alone."""
         part = copy.copy(self)
         part.coupled, part.degenerate = self.coupled[rows], self.degenerate[rows]
+        part.residual = self.residual[rows]
         part.factors = [self.factors[i] for i in rows]
         part.long = Spectrum(
             self.long.lam[rows], tuple((group, U[rows]) for group, U in self.long.blocks)
@@ -89,6 +94,7 @@ class SparseSystem:
             y, regular = self.factors[i].solve(right)
             u[i], v[i, rows] = y[: self.n], y[self.n : self.n + k]
             self.degenerate[i] |= not regular
+            self.residual[i] = self.factors[i].residual(y, right)
 
         for_each(len(r1), lambda: body)
         return u, self.long.rotate(v)
@@ -132,6 +138,11 @@ class _Factor:
         if solved and not self._height(right - self.K @ least) <= ACCEPTED * self._height(right):
             return y, False
         return least, False
+
+    def residual(self, y: Array, right: Array) -> float:
+        """By how much y misses K y = right, relative to the right-hand side."""
+        bound = self._height(right)
+        return self._height(right - self.K @ y) / bound if bound else 0.0
 
     def _solve(self, right: Array) -> tuple[Array, bool]:
         y, solved = self._refined(right)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,10 +14,10 @@ from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError
 from cvxlayers.frontend import Frontend, documented
-from cvxlayers.info import Info
+from cvxlayers.info import FIELDS, Info
 from cvxlayers.jax.primitive import bind
 from cvxlayers.jax.task import Origin, Task, to_bits
-from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.settings import FailurePolicy
 
 __all__ = ["CvxpyLayer"]
 
@@ -111,7 +112,8 @@ class CvxpyLayer(Frontend):
         NotImplementedError
             If a third derivative is asked for.
         """
-        return self._run(params, named, solver_args, warm_start, on_failure)[0]
+        row, task = self._task(params, named, solver_args, warm_start, on_failure)
+        return tuple(bind(task, row))
 
     def solve(
         self,
@@ -126,35 +128,49 @@ class CvxpyLayer(Frontend):
         Parameters
         ----------
         *params, solver_args, warm_start, on_failure, **named
-            As for a call; not inside `jax.jit` or another transformation, where there are no
-            values yet.
+            As for a call.
 
         Returns
         -------
         outputs : tuple of jax.Array
             As from a call.
         info : cvxlayers.Info
-            Status, iterations, residuals of every instance, as NumPy arrays.
-        """
-        for value in (*params, *named.values()):
-            if isinstance(value, jax.core.Tracer):
-                raise ParameterTypeError(
-                    "solve: expected arrays with values, got one that JAX is tracing. Call the "
-                    "layer itself inside jax.jit, jax.grad and jax.vmap, and solve outside."
-                )
-        outputs, origin = self._run(params, named, solver_args, warm_start, on_failure, True)
-        assert origin.plain.info is not None
-        return outputs, origin.plain.info
+            Status, iterations, residuals of every instance, as NumPy arrays. Inside `jax.jit` or
+            another transformation, as arrays of JAX in float32, without times and adjoint
+            residuals; an info is a pytree, so that a transformed function can return it.
 
-    def _run(
+        Examples
+        --------
+        >>> import cvxpy as cp, jax, jax.numpy as jnp
+        >>> from cvxlayers.jax import CvxpyLayer
+        >>> x, b = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [x >= b, x <= 1])
+        >>> layer = CvxpyLayer(problem, parameters=[b], variables=[x], on_failure="nan")
+        >>> outputs, info = jax.jit(layer.solve)(jnp.array([[0.5, 0.5], [2.0, 0.5]]))
+        >>> info.summary()
+        {'SOLVED': 1, 'PRIMAL_INFEASIBLE': 1}
+        """
+        row, task = self._task(params, named, solver_args, warm_start, on_failure)
+        if not any(isinstance(value, jax.core.Tracer) for value in row):
+            task.origin.plain.inspected = True
+            outputs = tuple(bind(task, row))
+            assert task.origin.plain.info is not None
+            return outputs, task.origin.plain.info
+        *values, v = bind(replace(task, differentiable=True), row)
+        # What became of an instance is no function to be differentiated.
+        operands = [jax.lax.stop_gradient(operand) for operand in (*row, v)]
+        (facts,) = bind(replace(task, name="inspect", differentiable=True), operands)
+        return tuple(values), _info(facts)
+
+    def _task(
         self,
         params: Sequence[Any],
         named: Mapping[str, Any],
         solver_args: Mapping[str, Any] | None,
         warm_start: bool,
         on_failure: FailurePolicy | None,
-        inspected: bool = False,
-    ) -> tuple[tuple[jax.Array, ...], Origin]:
+    ) -> tuple[list[Any], Task]:
+        """The operands of a solve, and it."""
         specs = self.operations.canonical.parameters
         values = arrange(params, named, specs)
         dtype = _dtype(values, specs)
@@ -163,8 +179,21 @@ class CvxpyLayer(Frontend):
             for value, spec in zip(values, specs, strict=True)
         ]
         origin = Origin(self.operations, solver_args, warm_start, on_failure, dtype)
-        origin.plain.inspected = inspected
-        return tuple(bind(Task(origin, "solve", differentiable=False), row)), origin
+        return row, Task(origin, "solve", differentiable=False)
+
+
+def _info(facts: jax.Array) -> Info:
+    """An info of the numbers that the operation "inspect" gives."""
+    fields: dict[str, Any] = {name: facts[..., k] for k, name in enumerate(FIELDS)}
+    for name in ("status", "iterations", "attempt"):
+        fields[name] = fields[name].astype(jnp.int32)
+    fields["degenerate"] = fields["degenerate"] > 0.5
+    for name in ("solve_time", "adjoint_residual"):
+        fields[name] = jnp.full_like(fields[name], jnp.nan)
+    return Info(**fields)
+
+
+jax.tree_util.register_dataclass(Info, [*FIELDS, "times"], [])
 
 
 def _dtype(values: Sequence[Any], specs: Sequence[ParameterSpec]) -> np.dtype[Any]:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.operations import RESULT, Call, Operations
-from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.call import Call
+from cvxlayers.operations import RESULT, Operations
+from cvxlayers.settings import FailurePolicy
 
 __all__ = ["Origin", "Task", "to_bits"]
 
@@ -164,6 +165,8 @@ class Task:
         if RESULT[self.name] == "parameters":
             constants = self._constants(dtypes)
             return [None if c else d for c, d in zip(constants, dtypes, strict=False)]
+        if RESULT[self.name] == "facts":
+            return [np.dtype(np.float32)]
         outputs = [self.origin.dtype] * len(self.origin.operations.canonical.outputs)
         return [*outputs, BITS] if self.name == "solve" and self.differentiable else outputs
 

@@ -19,9 +19,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.call import Call
 from cvxlayers.errors import ParameterTypeError
 from cvxlayers.mlx.tracing import Unreadable, in_map, in_transformation, placeholders, read
-from cvxlayers.operations import RESULT, Call
+from cvxlayers.operations import RESULT
 
 __all__ = ["Task", "apply"]
 

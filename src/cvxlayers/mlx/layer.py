@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from cvxlayers.call import Call
 from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError
@@ -14,8 +15,7 @@ from cvxlayers.frontend import Frontend, documented
 from cvxlayers.info import Info
 from cvxlayers.mlx.function import Operand, Task, apply
 from cvxlayers.mlx.tracing import in_transformation
-from cvxlayers.operations import Call
-from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.settings import FailurePolicy
 
 __all__ = ["CvxpyLayer"]
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.call import Call
 from cvxlayers.calling import arrange, constant
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
 from cvxlayers.frontend import Frontend, documented
 from cvxlayers.info import Info
-from cvxlayers.operations import Call, Operations
-from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.operations import Operations
+from cvxlayers.settings import FailurePolicy
 
 __all__ = ["CvxpyLayer"]
 
@@ -193,8 +194,8 @@ class CvxpyLayer(Frontend):
         >>> layer.jvp({"b": [1.0, -2.0]}, {"b": [1.0, 1.0]})[1][0] + 0
         array([1., 0.])
         """
-        at, call, outputs, v = self._solve(self._row(params), solver_args, on_failure)
-        row = at.parameters_row(self._row(tangents, partial=True))
+        at, call, outputs, v = self._solve(self._row("params", params), solver_args, on_failure)
+        row = at.parameters_row(self._row("tangents", tangents, partial=True))
         return outputs, at.like_outputs(call.run("jvp", [*at.arrays, v, *row]))
 
     def hvp(
@@ -224,9 +225,9 @@ class CvxpyLayer(Frontend):
         tuple of ndarray
             One for each parameter.
         """
-        at, call, outputs, v = self._solve(self._row(params), solver_args, on_failure)
+        at, call, outputs, v = self._solve(self._row("params", params), solver_args, on_failure)
         row = at.outputs_row(gradients, outputs)
-        row += at.parameters_row(self._row(along, partial=True))
+        row += at.parameters_row(self._row("along", along, partial=True))
         return at.like_parameters(call.run("hvp", [*at.arrays, v, *row]))
 
     def jvp2(
@@ -252,9 +253,9 @@ class CvxpyLayer(Frontend):
         tuple of ndarray
             One for each output.
         """
-        at, call, _, v = self._solve(self._row(params), solver_args, on_failure)
-        row = at.parameters_row(self._row(tangents, partial=True))
-        row += at.parameters_row(self._row(along, partial=True))
+        at, call, _, v = self._solve(self._row("params", params), solver_args, on_failure)
+        row = at.parameters_row(self._row("tangents", tangents, partial=True))
+        row += at.parameters_row(self._row("along", along, partial=True))
         return at.like_outputs(call.run("jvp2", [*at.arrays, v, *row]))
 
     def _solve(
@@ -268,13 +269,21 @@ class CvxpyLayer(Frontend):
         *outputs, v = call.run("solve", at.arrays)
         return at, call, at.like_outputs(outputs), v
 
-    def _row(self, values: Values, partial: bool = False) -> list[Any]:
+    def _row(self, argument: str, values: Values, partial: bool = False) -> list[Any]:
         specs = self.operations.canonical.parameters
         if not isinstance(values, Mapping):
+            _check_sequence(argument, values, "one for each parameter, or a dict by their names")
             return arrange(tuple(values), {}, specs)
         if partial:
             values = {**{spec.name: None for spec in specs}, **values}
         return arrange((), values, specs)
+
+
+def _check_sequence(argument: str, values: Any, expected: str) -> None:
+    if not isinstance(values, Sequence | np.ndarray):
+        raise ParameterTypeError(
+            f"{argument}: expected a list of arrays, {expected}, got {type(values).__name__}."
+        )
 
 
 class _Values:
@@ -301,6 +310,7 @@ class _Values:
 
     def outputs_row(self, gradients: Sequence[Any], outputs: Arrays) -> list[Any]:
         """Gradients for the outputs, checked."""
+        _check_sequence("gradients", gradients, "one for each output (None for zero)")
         if len(gradients) != len(outputs):
             raise ParameterValueError(
                 f"Expected {len(outputs)} gradients, one for each output (None for zero), got "

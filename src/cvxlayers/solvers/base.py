@@ -7,13 +7,19 @@ importing the package behind it.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cvxlayers.program import ConeProgram, ConeSolution, Linearization, ProblemStructure
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "seconds_left"]
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Time until a value of `time.monotonic`, negative after it; None without one."""
+    return None if deadline is None else deadline - time.monotonic()
 
 
 class Solver(ABC):
@@ -27,11 +33,14 @@ class Solver(ABC):
         Kinds of cones it takes, as in `ConeDims.kinds`.
     options : frozenset of str
         The options it understands, under the solver's own names.
+    has_derivative : bool
+        Whether it brings a derivative of its own (see `linearize`).
     """
 
     name: ClassVar[str]
     cones: ClassVar[frozenset[str]]
     options: ClassVar[frozenset[str]]
+    has_derivative: ClassVar[bool] = False
 
     def __init__(self, structure: ProblemStructure):
         self.structure = structure
@@ -43,7 +52,11 @@ class Solver(ABC):
 
     @abstractmethod
     def solve(
-        self, program: ConeProgram, options: Mapping[str, Any], verbose: bool = False
+        self,
+        program: ConeProgram,
+        options: Mapping[str, Any],
+        verbose: bool = False,
+        deadline: float | None = None,
     ) -> ConeSolution:
         """Solve every instance.
 
@@ -57,6 +70,8 @@ class Solver(ABC):
             Options under the solver's own names (see `options`).
         verbose : bool
             Whether the solver prints its progress.
+        deadline : float, optional
+            A value of `time.monotonic`: what is not solved by then is stopped, or not begun.
 
         Raises
         ------
@@ -66,9 +81,9 @@ class Solver(ABC):
 
     def linearize(
         self, program: ConeProgram, solution: ConeSolution, options: Mapping[str, Any]
-    ) -> Linearization | None:
-        """The solver's own derivative at a solution, or None to use the library's.
+    ) -> Linearization:
+        """The solver's own derivative at a solution, if it `has_derivative`.
 
         It covers the whole batch; instances without a point contribute zero.
         """
-        return None
+        raise NotImplementedError(f"{self.name} has no derivative of its own")

@@ -14,30 +14,36 @@ certificate must prove it for all points of a reasonable size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.parallel import for_each
+from cvxlayers.parallel import for_each, is_stopped
 from cvxlayers.program import ConeDims, ConeProgram, ConeSolution
-from cvxlayers.solvers.base import Solver
+from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.status import Status
 
 __all__ = ["Clarabel"]
 
 Array = NDArray[np.float64]
 
-NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
+NUMERICAL_ERROR, TIME_LIMIT = int(Status.NUMERICAL_ERROR), int(Status.TIME_LIMIT)
 STRICT = {"tol_infeas_abs": 1e-14, "tol_infeas_rel": 1e-14}
 DOUBTFUL = ("PrimalInfeasible", "DualInfeasible", "AlmostPrimalInfeasible", "AlmostDualInfeasible")
 ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
 HAS_POINT = (int(Status.SOLVED), ALMOST_SOLVED)
 # Data below this size are scaled up before the solve.
 TINY = 1e-2
-# A certificate counts if only points of this many times the size of the data escape it.
+# A certificate counts if only points of this many times the size of the data escape it, …
 PROOF = 1e4
+# … and their square or cube where the cones allow for squares or more: auxiliary variables bound
+# them from above.
+POWERS = {"soc": 2, "psd": 2, "exp": 3, "pow": 3}
+# From this number of stored entries on a solve can last so long that Ctrl-C should reach it.
+LONG = 20_000
 
 _STATUSES = {
     "Solved": Status.SOLVED,
@@ -65,7 +71,6 @@ class Clarabel(Solver):
     options = frozenset(
         {
             "max_iter",
-            "time_limit",
             "max_step_fraction",
             "tol_gap_abs",
             "tol_gap_rel",
@@ -121,12 +126,15 @@ class Clarabel(Solver):
         return named
 
     def solve(
-        self, program: ConeProgram, options: Mapping[str, Any], verbose: bool = False
+        self,
+        program: ConeProgram,
+        options: Mapping[str, Any],
+        verbose: bool = False,
+        deadline: float | None = None,
     ) -> ConeSolution:
-        import clarabel
-
-        settings = _settings(options, verbose)
+        _settings(options, verbose)  # raises for what Clarabel does not take
         cones = _cones(self.structure.dims)
+        is_long = self.structure.P.nnz + self.structure.A.nnz >= LONG
         solution = ConeSolution.empty(program.batch, self.structure)
         # Clarabel takes a NaN in b for an infinite bound.
         finite = program.is_finite()
@@ -135,10 +143,12 @@ class Clarabel(Solver):
             # The matrices are made once per thread; each instance only exchanges their values.
             P = self.structure.P.matrix(program.P[0])
             A = self.structure.A.matrix(program.A[0])
+            solver = _Caller(cones, options, verbose, deadline, is_stopped() if is_long else None)
 
             def body(i: int) -> None:
                 if not finite[i]:
                     return
+                start = time.perf_counter()
                 P.data = program.P[i if len(program.P) > 1 else 0]
                 A.data = program.A[i if len(program.A) > 1 else 0]
                 q = program.q[i if len(program.q) > 1 else 0]
@@ -146,16 +156,19 @@ class Clarabel(Solver):
                 if tiny is not None and tiny[i]:
                     units[i] = _power_of_two(sizes[i])
                     q, b = q / units[i], b / units[i]
-                results[i] = clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
-                if doubts and str(results[i].status) in DOUBTFUL:
-                    strict = _settings({**options, **STRICT}, verbose)
-                    results[i], scales[i] = _second_try(P, q, A, b, cones, strict, results[i])
+                result = solver(P, q, A, b)
+                if doubts and result is not None and str(result.status) in DOUBTFUL:
+                    result, scales[i] = _second_try(solver, P, q, A, b, result, power)
+                results[i] = result
+                seconds[i] = time.perf_counter() - start
 
             return body
 
+        power = max((POWERS.get(kind, 1) for kind in self.structure.dims.kinds), default=1)
         # Whoever sets the tolerances for certificates knows what they mean.
         doubts = not any(name.startswith("tol_infeas") for name in options)
         results: list[Any] = [None] * program.batch
+        seconds = [0.0] * program.batch
         scales: dict[int, float | None] = {}
         # Tolerances are absolute below one. Small data are solved in units of their own size.
         sizes = np.maximum(
@@ -167,13 +180,17 @@ class Clarabel(Solver):
             tiny = None
         elif len(tiny) < program.batch:
             sizes, tiny = (np.repeat(values, program.batch) for values in (sizes, tiny))
-        for_each(program.batch, start_worker)
+        for_each(program.batch, start_worker, apart=is_long)
         # Lists become arrays for the whole batch at once: one by one it takes as long as a small
         # solve.
         statuses = [
             _STATUS.get(str(result.status), NUMERICAL_ERROR) if result else NUMERICAL_ERROR
             for result in results
         ]
+        if deadline is not None:
+            for i, result in enumerate(results):
+                if result is None and finite[i]:
+                    statuses[i] = TIME_LIMIT
         for i, sigma in scales.items():
             if sigma is None:  # no proof
                 statuses[i] = NUMERICAL_ERROR
@@ -181,6 +198,7 @@ class Clarabel(Solver):
                 # Solved to the tolerance in other units: the polish has to certify it in these.
                 statuses[i] = ALMOST_SOLVED
         solution.status[:] = statuses
+        solution.seconds[:] = seconds
         solution.iterations[:] = [result.iterations if result else 0 for result in results]
         rows = [i for i, status in enumerate(statuses) if status in HAS_POINT]
         if rows:
@@ -196,46 +214,88 @@ class Clarabel(Solver):
         return solution
 
 
+class _Caller:
+    """Calls of Clarabel from one thread.
+
+    Parameters
+    ----------
+    cones : list
+    options : mapping
+    verbose : bool
+    deadline : float, optional
+    stopped : callable, optional
+        Asked in every iteration whether to end.
+    """
+
+    def __init__(
+        self,
+        cones: list[Any],
+        options: Mapping[str, Any],
+        verbose: bool,
+        deadline: float | None,
+        stopped: Callable[[], bool] | None,
+    ):
+        self._cones, self._deadline, self._stopped = cones, deadline, stopped
+        self._settings = _settings(options, verbose)
+        self._strict = _settings({**options, **STRICT}, verbose)
+
+    def __call__(self, P: Any, q: Array, A: Any, b: Array, strict: bool = False) -> Any:
+        """The result, or None after the deadline."""
+        import clarabel
+
+        settings = self._strict if strict else self._settings
+        left = seconds_left(self._deadline)
+        if left is not None:
+            if left <= 0.0:
+                return None
+            settings.time_limit = left
+        solver = clarabel.DefaultSolver(P, q, A, b, self._cones, settings)
+        if self._stopped is not None:
+            stopped = self._stopped
+            solver.set_termination_callback(lambda _: stopped())
+        return solver.solve()
+
+
 def _second_try(
-    P: Any, q: Array, A: Any, b: Array, cones: list[Any], strict: Any, first: Any
+    solver: _Caller, P: Any, q: Array, A: Any, b: Array, first: Any, power: int
 ) -> tuple[Any, float | None]:
     """The result to use in place of an infeasible one, and the factor that its point has to be
     multiplied by: None if the certificate proves nothing."""
-    import clarabel
-
-    second = clarabel.DefaultSolver(P, q, A, b, cones, strict).solve()
-    if str(second.status) == "Solved":
+    second = solver(P, q, A, b, strict=True)
+    if second is None or str(second.status) == "Solved":
         return second, 1.0
     sigma = _power_of_two(max(np.abs(q).max(initial=0), np.abs(b).max(initial=0)))
-    scaled = clarabel.DefaultSolver(P, q / sigma, A, b / sigma, cones, strict).solve()
-    if str(scaled.status) == "Solved":
+    scaled = solver(P, q / sigma, A, b / sigma, strict=True)
+    if scaled is None or str(scaled.status) == "Solved":
         return scaled, sigma
     for result in (second, scaled, first):
-        if str(result.status) in DOUBTFUL[:2] and _is_proof(result, P, q, A, b):
+        if str(result.status) in DOUBTFUL[:2] and _is_proof(result, P, q, A, b, power):
             return result, 1.0
     return first, None
 
 
-def _is_proof(result: Any, P: Any, q: Array, A: Any, b: Array) -> bool:
+def _is_proof(result: Any, P: Any, q: Array, A: Any, b: Array, power: int) -> bool:
     """Whether a certificate holds up.
 
     z with Aᵀz = 0, z ∈ K*, bᵀz < 0 excludes all x with ‖x‖₁ < -bᵀz / ‖Aᵀz‖; x with P x = 0,
-    A x + s = 0, qᵀx < 0 is a direction of descent as far as these residuals vanish. All are taken
-    relative to the size of the data: points are of size ‖b‖/‖A‖.
+    A x + s = 0, qᵀx < 0 is a direction of descent that excludes all dual points but those of a
+    size given likewise. They have to be larger than what the data lead to: A x for an x of size
+    ‖b‖ or one, and its powers.
     """
     x, z, s = (np.asarray(part) for part in (result.x, result.z, result.s))
     if str(result.status) == "PrimalInfeasible":
-        gain, error = _relative(b @ z, b), _relative(A.T @ z, A.data)
+        gain, error, offset = b @ z, _height(A.T @ z), _height(b)
     else:
         Px = P @ x + P.T @ x - P.diagonal() * x
-        gain = _relative(q @ x, q)
-        error = max(_relative(Px, P.data), _relative(A @ x + s, A.data))
-    return bool(gain > PROOF * error)
+        gain, error, offset = q @ x, max(_height(Px), _height(A @ x + s)), _height(q)
+    size = max(1.0, offset) * max(1.0, _height(A.data), _height(P.data))
+    # In the unit of the data where they are small.
+    unit = min(1.0, offset) if offset else 1.0
+    return bool(-gain > PROOF * size**power * unit * error)
 
 
-def _relative(values: Any, data: Array) -> float:
-    size = np.abs(data).max(initial=0.0)
-    return float(np.abs(values).max(initial=0.0) / size) if size else 0.0
+def _height(values: Any) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _power_of_two(size: float) -> float:

@@ -6,6 +6,7 @@ iteration that can stop early without a word; the library's own derivative facto
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from cvxlayers.errors import UnsupportedProblemError
 from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram, ConeSolution, ProblemStructure
-from cvxlayers.solvers.base import Solver
+from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.diffcp_derivative import DiffcpDerivative
 from cvxlayers.solvers.diffcp_program import DiffcpProgram, lift
 from cvxlayers.solvers.diffcp_settings import (
@@ -44,6 +45,7 @@ class Diffcp(Solver):
     name = "DIFFCP"
     cones = frozenset({"zero", "nonneg", "soc", "psd", "exp"})
     options = OWN_OPTIONS | SOLVER_OPTIONS
+    has_derivative = True
 
     def __init__(self, structure: ProblemStructure):
         super().__init__(structure)
@@ -54,7 +56,11 @@ class Diffcp(Solver):
         return common_options(eps, max_iters)
 
     def solve(
-        self, program: ConeProgram, options: Mapping[str, Any], verbose: bool = False
+        self,
+        program: ConeProgram,
+        options: Mapping[str, Any],
+        verbose: bool = False,
+        deadline: float | None = None,
     ) -> ConeSolution:
         settings = self._settings(options, verbose)
         solution = ConeSolution.empty(program.batch, self.structure)
@@ -65,12 +71,19 @@ class Diffcp(Solver):
         lifted = settings.solve_method == "ECOS"
 
         def body(i: int) -> None:
+            start, left = time.perf_counter(), seconds_left(deadline)
             data = self._program(program, i, lifted)
             if data is None or not data.is_convex:
                 solution.status[i] = Status.NUMERICAL_ERROR
                 return
-            status, result = settings.call(data.A, data.b, data.c, data.P, data.cones)
+            if left is not None and left <= 0.0:
+                solution.status[i] = Status.TIME_LIMIT
+                return
+            status, result = settings.call(
+                data.A, data.b, data.c, data.P, data.cones, time_limit=left
+            )
             solution.status[i] = status
+            solution.seconds[i] = time.perf_counter() - start
             solution.iterations[i] = result["info"]["iter"] if result else 0
             if status in (Status.SOLVED, Status.ALMOST_SOLVED):
                 solution.x[i] = result["x"][: self.structure.n]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ _ECOS = frozenset(
 )
 _METHODS = {"SCS": SCS.options, "Clarabel": Clarabel.options, "ECOS": _ECOS}
 SOLVER_OPTIONS = SCS.options | Clarabel.options | _ECOS
+
+_TIME_LIMITS = {"SCS": "time_limit_secs", "Clarabel": "time_limit"}
 
 _MODES = ("lsqr", "lsmr", "dense", "lpgd", "lpgd_left", "lpgd_right")
 
@@ -102,12 +105,25 @@ class DiffcpSettings:
         return self.mode.startswith("lpgd")
 
     def call(
-        self, A: Any, b: Any, c: Any, P: Any, cone_dict: Any, **arguments: Any
+        self,
+        A: Any,
+        b: Any,
+        c: Any,
+        P: Any,
+        cone_dict: Any,
+        time_limit: float | None = None,
+        **arguments: Any,
     ) -> tuple[Status, dict[str, Any]]:
-        """`diffcp.solve_internal` with these options: a status of ours, and its result."""
+        """`diffcp.solve_internal` with these options: a status of ours, and its result.
+
+        ECOS has no time limit.
+        """
         import diffcp
 
         arguments = {**self.solver, "solve_method": self.solve_method, **arguments}
+        if time_limit is not None and self.solve_method in _TIME_LIMITS:
+            arguments[_TIME_LIMITS[self.solve_method]] = time_limit
+        start = time.perf_counter()
         try:
             result = diffcp.solve_internal(
                 A, b, c, cone_dict, P=P, raise_on_error=False, **arguments
@@ -127,8 +143,12 @@ class DiffcpSettings:
                 raise KeyboardInterrupt  # SCS has taken the Ctrl-C that was meant for Python.
             return status, result
         status = _STATUS.get(result["info"]["status"].lower(), Status.NUMERICAL_ERROR)
-        if result["info"]["status"] == "Failure" and self._reached_limit(result["info"]["iter"]):
-            status = Status.MAX_ITERATIONS
+        if result["info"]["status"] == "Failure":
+            # diffcp calls everything a failure that it has no name for.
+            if self._reached_limit(result["info"]["iter"]):
+                status = Status.MAX_ITERATIONS
+            elif time_limit is not None and time.perf_counter() - start >= time_limit:
+                status = Status.TIME_LIMIT
         return status, result
 
     def _reached_limit(self, iterations: int) -> bool:

@@ -1,8 +1,9 @@
 """Solver options: those that every solver understands, and each solver's own.
 
-`eps`, `max_iters`, `polish` and `verbose` mean the same for every solver. All other names are
-the solver's own. Options come in layers (the constructor's, then the call's), and a later layer
-wins over an earlier one; within a layer the more specific name wins over `eps` and `max_iters`.
+`eps`, `max_iters`, `time_limit`, `polish` and `verbose` mean the same for every solver. All other
+names are the solver's own. Options come in layers (the constructor's, then the call's), and a
+later layer wins over an earlier one; within a layer the more specific name wins over `eps` and
+`max_iters`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-import warnings
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cvxlayers.solvers import SOLVERS, get_solver
 from cvxlayers.solvers.base import Solver
+from cvxlayers.warning import warn
 
 __all__ = ["COMMON_OPTIONS", "Options", "resolve_options"]
 
+# Names of tolerances, and the value from which on a solution is expected to be inaccurate.
+_TOLERANCES = frozenset(
+    {"tol_gap_abs", "tol_gap_rel", "tol_feas", "eps_abs", "eps_rel", "abstol", "reltol", "feastol"}
+)
+LOOSE = 1e-7
 #: The options that every solver understands.
-COMMON_OPTIONS = ("eps", "max_iters", "polish", "verbose")
+COMMON_OPTIONS = ("eps", "max_iters", "time_limit", "polish", "verbose")
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,27 @@ class Options:
         was said.
     verbose : bool or None
         Whether the solver prints its progress; None where nothing was said.
+    time_limit : float or None
+        Seconds that the solver may take for all instances together.
     """
 
     solver: dict[str, Any]
     polish: bool | None = None
     verbose: bool | None = None
+    time_limit: float | None = None
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether a tolerance was chosen that is far from those by default."""
+        return any(
+            isinstance(value, int | float) and value > LOOSE
+            for name, value in self.solver.items()
+            if name in _TOLERANCES
+        )
+
+    def deadline(self) -> float | None:
+        """When a solve that begins now has to end, on the clock of `time.monotonic`."""
+        return None if self.time_limit is None else time.monotonic() + self.time_limit
 
 
 def resolve_options(solver: type[Solver], *layers: Mapping[str, Any] | None) -> Options:
@@ -95,20 +118,20 @@ def resolve_options(solver: type[Solver], *layers: Mapping[str, Any] | None) -> 
         merged |= solver.common_options(**common)
         merged |= native
     if foreign:
-        # The caller's caller is a layer's constructor or call, whose caller is the user.
-        warnings.warn(_foreign_message(solver, foreign), UserWarning, stacklevel=4)
-    return Options(merged, flags.get("polish"), flags.get("verbose"))
+        warn(_foreign_message(solver, foreign), UserWarning)
+    return Options(merged, flags.get("polish"), flags.get("verbose"), flags.get("time_limit"))
 
 
 def _checked(name: str, value: Any) -> Any:
     """The value of a common option, or a ValueError that says what was expected."""
-    if name == "eps":
+    if name in ("eps", "time_limit"):
         # bool is a Real and an Integral in Python, and never what was meant here.
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
             number = float(value)
             if math.isfinite(number) and number > 0:
                 return number
-        expected = "a positive finite number, such as 1e-8"
+        example = "1e-8" if name == "eps" else "0.5 (seconds, for all instances together)"
+        expected = f"a positive finite number, such as {example}"
     elif name == "max_iters":
         if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0:
             return int(value)

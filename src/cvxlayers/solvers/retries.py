@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cvxlayers.program import ConeProgram, ConeSolution
 from cvxlayers.solvers import get_solver
@@ -42,7 +41,9 @@ CHAIN: dict[str, tuple[Retry, ...]] = {
                 "max_iter": 500,
             },
         ),
-        Retry("SCS", {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 50_000}),
+        # It also tells infeasible and unbounded problems that Clarabel gets lost in, such as one in
+        # four of min cᵀx with a single equality.
+        Retry("SCS", {"eps_abs": 1e-9, "eps_rel": 1e-9, "eps_infeas": 1e-10, "max_iters": 50_000}),
     ),
     "SCS": (Retry("CLARABEL"),),
     "DIFFCP": (),
@@ -51,6 +52,9 @@ CHAIN: dict[str, tuple[Retry, ...]] = {
 _WORTH = [
     int(s) for s in (Status.ALMOST_SOLVED, Status.NUMERICAL_ERROR, Status.INSUFFICIENT_PROGRESS)
 ]
+_VERDICTS = [int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)]
+# Up to this size of all numbers of an instance another solver's verdict is taken.
+MODERATE = 1e3
 _LIMIT = int(Status.MAX_ITERATIONS)
 _SOLVED, _ALMOST = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
 # An iteration limit that the caller chose is meant.
@@ -58,8 +62,12 @@ _LIMITS = ("max_iter", "max_iters")
 
 
 def retry(
-    solver: str, program: ConeProgram, solution: ConeSolution, options: Mapping[str, Any]
-) -> NDArray[np.int64]:
+    solver: str,
+    program: ConeProgram,
+    solution: ConeSolution,
+    options: Mapping[str, Any],
+    deadline: float | None = None,
+) -> None:
     """Try the instances again that are not solved, not proven infeasible and not out of time.
 
     Parameters
@@ -68,33 +76,40 @@ def retry(
         Which gave the solution.
     program : ConeProgram
     solution : ConeSolution
-        What a try finds is put into it, as almost solved.
+        What a try finds is put into it, as almost solved, with the number of the try.
     options : mapping
         Those that the solver was given.
-
-    Returns
-    -------
-    ndarray of int
-        Shape (B,): which entry of the chain gave the answer, from one; 0 is the solver itself.
+    deadline : float, optional
+        A value of `time.monotonic` at which to stop.
     """
-    attempt = np.zeros(program.batch, dtype=np.int64)
     worth = _WORTH if any(name in options for name in _LIMITS) else [*_WORTH, _LIMIT]
     failed = np.isin(solution.status, worth)
     if not failed.any():
-        return attempt
+        return
     failed &= program.is_finite()
+    for name in _LIMITS:
+        # Clarabel calls almost solved what it was stopped at, too.
+        if name in options:
+            failed &= solution.iterations < options[name]
     kinds = program.structure.dims.kinds
+    moderate = np.ones(program.batch, dtype=bool)
+    for values in (program.P, program.q, program.A, program.b):
+        moderate &= np.abs(values).max(axis=1, initial=0.0) <= MODERATE
     for number, step in enumerate(CHAIN[solver], 1):
         rows = np.flatnonzero(failed)
         kind = get_solver(step.solver)
         if not len(rows) or kinds - kind.cones:
             continue
-        found = kind(program.structure).solve(program.take(rows), step.options)
+        found = kind(program.structure).solve(program.take(rows), step.options, deadline=deadline)
+        solution.seconds[rows] += found.seconds
         solved = found.status == _SOLVED
         better = rows[solved]
         for name in ("x", "z", "s", "iterations"):
             getattr(solution, name)[better] = getattr(found, name)[solved]
         solution.status[better] = _ALMOST
-        attempt[better] = number
-        failed[better] = False
-    return attempt
+        solution.attempt[better] = number
+        # A certificate of infeasibility is one relative to the size of the data.
+        told = np.isin(found.status, _VERDICTS) & moderate[rows]
+        solution.status[rows[told]] = found.status[told]
+        solution.attempt[rows[told]] = number
+        failed[rows[solved | told]] = False

@@ -5,6 +5,7 @@ Made for large problems of moderate accuracy. For gradients the solution is poli
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import scipy.sparse as sp
 
 from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram, ConeSolution, ProblemStructure
-from cvxlayers.solvers.base import Solver
+from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.scs_form import ScsForm, status_of
 from cvxlayers.status import Status
 
@@ -69,7 +70,11 @@ class SCS(Solver):
         return named
 
     def solve(
-        self, program: ConeProgram, options: Mapping[str, Any], verbose: bool = False
+        self,
+        program: ConeProgram,
+        options: Mapping[str, Any],
+        verbose: bool = False,
+        deadline: float | None = None,
     ) -> ConeSolution:
         import scs
 
@@ -78,13 +83,19 @@ class SCS(Solver):
         solution = ConeSolution.empty(program.batch, self.structure)
 
         def body(i: int) -> None:
+            start, left = time.perf_counter(), seconds_left(deadline)
+            limits = {} if left is None else {"time_limit_secs": left}
             data = form.instance(program, i)
             if not data.is_finite:
                 solution.status[i] = Status.NUMERICAL_ERROR
                 return
+            if left is not None and left <= 0.0:  # SCS takes zero for no limit
+                solution.status[i] = Status.TIME_LIMIT
+                return
             named = {"P": data.P, "A": data.A, "b": data.b, "c": data.q}
             try:
-                result = scs.SCS(named, data.cones, **settings).solve(warm_start=False)
+                solver = scs.SCS(named, data.cones, **{**settings, **limits})
+                result = solver.solve(warm_start=False)
             except ValueError as error:
                 if not is_rejection(error):
                     raise
@@ -96,6 +107,7 @@ class SCS(Solver):
                 raise KeyboardInterrupt
             solution.status[i] = status
             solution.iterations[i] = result["info"]["iter"]
+            solution.seconds[i] = time.perf_counter() - start
             if status in (Status.SOLVED, Status.ALMOST_SOLVED):
                 solution.x[i] = result["x"]
                 solution.z[i], solution.s[i] = form.restore(program, i, result["y"], result["s"])

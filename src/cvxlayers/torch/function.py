@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch._C import _functorch
 
-from cvxlayers.operations import RESULT, Call
+from cvxlayers.call import Call
+from cvxlayers.operations import RESULT
 
 __all__ = ["Operation", "Task"]
 

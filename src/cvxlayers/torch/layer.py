@@ -12,13 +12,14 @@ import torch
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
+from cvxlayers.call import Call
 from cvxlayers.calling import arrange, constant
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
 from cvxlayers.frontend import Frontend, documented
 from cvxlayers.info import Info
-from cvxlayers.operations import Call, Operations
-from cvxlayers.solution_map import FailurePolicy
+from cvxlayers.operations import Operations
+from cvxlayers.settings import FailurePolicy
 from cvxlayers.torch.function import Operation, Task
 from cvxlayers.torch.operator import announce, operation
 
@@ -155,6 +156,17 @@ class CvxpyLayer(Frontend, torch.nn.Module):
         >>> info.summary()
         {'SOLVED': 2, 'PRIMAL_INFEASIBLE': 1}
         """
+        if torch.compiler.is_compiling():
+            from cvxlayers.torch.tracing import uncompiled_solve
+
+            return uncompiled_solve(
+                self.solve,
+                *params,
+                solver_args=solver_args,
+                warm_start=warm_start,
+                on_failure=on_failure,
+                **named,
+            )
         specs = self.operations.canonical.parameters
         tensors, dtype = _tensors(arrange(params, named, specs), specs)
         outputs, call = self._run(tensors, dtype, solver_args, warm_start, on_failure, True)
@@ -290,5 +302,5 @@ def _check(tensor: torch.Tensor, spec: ParameterSpec) -> None:
     if tensor.layout != torch.strided:
         raise ParameterTypeError(
             f"Parameter {spec.label}: expected a dense tensor, got layout {tensor.layout}. Convert "
-            "it with .to_dense()."
+            "it with .to_dense(), or pass .coalesce().values() for a parameter with that sparsity."
         )

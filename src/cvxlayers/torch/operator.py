@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from cvxlayers.operations import Call, Operations
+from cvxlayers.call import Call
+from cvxlayers.operations import Operations
 from cvxlayers.torch.function import Task
 
 __all__ = ["announce", "operation"]

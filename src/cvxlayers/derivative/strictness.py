@@ -1,0 +1,75 @@
+"""Strict complementarity: whether the solution map is smooth at a point.
+
+Where a constraint holds with equality and its dual is zero, as in the projection of 0 onto x >= 0,
+the projection onto the cone has a kink at w = s − z, and the derivative that is taken there is one
+of several.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.program import ConeDims, ConeProgram
+
+__all__ = ["is_strict"]
+
+Array = NDArray[np.float64]
+
+# Slack and dual count as zero below this, relative to the largest ones of the instance.
+VANISHING = 1e-8
+# For the exponential cone the point of its central ray, s = −∇φ(s): inside it and its dual.
+# Domahidi, Chu & Boyd, *ECOS*, 2013; Serrano, *Algorithms for unsymmetric cone optimization*, 2015.
+EXPONENTIAL = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
+
+
+def is_strict(geometry: Geometry, program: ConeProgram, z: Array, s: Array) -> NDArray[np.bool_]:
+    """Shape (B,): where s + z is inside the cones, apart from rounding.
+
+    The trace of DΠ jumps by one or more between w − εe and w + εe if there is a kink between them,
+    for any direction e inside the cone and its dual.
+
+    Duals that are rounding, all of them, because the objective is at its own optimum, may pass for
+    duals: a bound such as that of `cp.norm`, which nothing forces, would be flagged otherwise.
+    """
+    size_s = _size(s, program.b)
+    size_z = _size(z, program.q)
+    # As `balance` does, but for all rows alike: s and z of one size.
+    sigma, size = np.sqrt(size_s / size_z), np.sqrt(size_s * size_z)
+    w = s / sigma - z * sigma
+    step = VANISHING * size * _inside(geometry.structure.dims)
+    above, below = (geometry.cone.spectrum(v).lam for v in (w + step, w - step))
+    jump = np.add.reduceat(above - below, _starts(geometry), axis=1) if s.shape[1] else above
+    return np.asarray((np.abs(jump) < 0.5).all(axis=1))
+
+
+def _size(values: Array, data: Array) -> Array:
+    """The largest entry of an instance, one if there is none; shape (B, 1)."""
+    largest = np.maximum(
+        np.where(np.abs(values) < 1e20, np.abs(values), 0.0).max(axis=1, initial=0.0),
+        np.where(np.abs(data) < 1e20, np.abs(data), 0.0).max(axis=1, initial=0.0),
+    )
+    return np.where(largest > 0.0, largest, 1.0)[:, None]
+
+
+def _starts(geometry: Geometry) -> NDArray[np.intp]:
+    """The first row of every block."""
+    dims = geometry.structure.dims
+    sizes = [1] * (dims.zero + dims.nonneg) + list(dims.soc)
+    sizes += [k * (k + 1) // 2 for k in dims.psd] + [3] * (dims.exp + len(dims.pow))
+    return np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.intp)
+
+
+def _inside(dims: ConeDims) -> Array:
+    """A point inside every cone and its dual; zero for the zero cone."""
+    parts: list[Array] = [np.zeros(dims.zero), np.ones(dims.nonneg)]
+    parts += [np.eye(1, size)[0] for size in dims.soc]
+    for k in dims.psd:
+        j, i = np.tril_indices(k)
+        parts.append((i == j).astype(np.float64))
+    parts += [np.array(EXPONENTIAL)] * dims.exp
+    parts += [np.array([math.sqrt(1 + a), math.sqrt(2 - a), 0.0]) for a in dims.pow]
+    return np.concatenate(parts)
