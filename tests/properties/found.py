@@ -1,4 +1,4 @@
-"""Recipes whose answers were wrong when they were first drawn. They are run with the slow tests."""
+"""Recipes whose answers were wrong when they were first drawn."""
 
 from __future__ import annotations
 
@@ -111,5 +111,14 @@ FOUND = {
     # An infinite cost without constraints: a warning of NumPy's from the residuals.
     "infinite_cost": Recipe(
         variables=(((), ""),), objective=(("linear", 0),), constraints=(), regimes=("inf",)
+    ),
+    # Rows of size 1e-7: infeasible, though points of size 1e8 satisfy them.
+    "tiny_rows": Recipe(
+        variables=(((2, 2), "PSD"), ((2, 2), "PSD")),
+        objective=(("geo_mean", 0), ("sum_squares", 0), ("geo_mean", 2)),
+        constraints=(("inequality", 0), ("inequality", 1)),
+        parametric=(0, 2, 1),
+        regimes=("repeated", "tiny", "tiny"),
+        seed=2,
     ),
 }

@@ -24,6 +24,8 @@ VISIBLE = 1e-3
 # A point that breaks no constraint by more than this, relative to that constraint's own terms,
 # disproves that there is none.
 DISPROVED = 1e-9
+# A point of this size, of data of size one, is no solution.
+FAR = 1e8
 # Judged of each call: a solve by CVXPY takes about as long as all of the call.
 JUDGED = 3
 
@@ -135,6 +137,8 @@ def _judge(
     if found.status != cp.OPTIMAL:
         second = oracle.reference(built.problem, "SCS")
         found = second if second.status == cp.OPTIMAL else found
+    if found.status == cp.OPTIMAL and (_descends(built, found) or _is_far(found)):
+        return f"{status.name}, unbounded, against the reference"
     if recipe.well_scaled and found.status == cp.OPTIMAL:
         assert not recipe.strict, f"{status.name}: a well-scaled, strictly convex problem"
         return f"{status.name}, well scaled, has a solution"
@@ -214,6 +218,11 @@ def _value(problem: cp.Problem, inside: oracle.Point) -> tuple[float, float]:
         if np.isfinite(value):
             break
     return value, share
+
+
+def _is_far(found: oracle.Reference) -> bool:
+    """Whether it is on its way to infinity: on −log x solvers stop at 1e14, say."""
+    return any(np.abs(x).max(initial=0.0) > FAR for x in found.point.values())
 
 
 def _descends(built: Built, found: oracle.Reference) -> bool:

@@ -35,7 +35,6 @@ def test_random_problems(recipe: Recipe) -> None:
     judge.check(recipe)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_before(name: str) -> None:
     judge.check(FOUND[name])

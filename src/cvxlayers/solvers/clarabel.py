@@ -279,19 +279,30 @@ def _is_proof(result: Any, P: Any, q: Array, A: Any, b: Array, power: int) -> bo
 
     z with Aᵀz = 0, z ∈ K*, bᵀz < 0 excludes all x with ‖x‖₁ < -bᵀz / ‖Aᵀz‖; x with P x = 0,
     A x + s = 0, qᵀx < 0 is a direction of descent that excludes all dual points but those of a
-    size given likewise. They have to be larger than what the data lead to: A x for an x of size
-    ‖b‖ or one, and its powers.
+    size given likewise. They have to be larger than what the data lead to: A x for an x of the
+    size that the rows ask for (or one), and its powers.
     """
     x, z, s = (np.asarray(part) for part in (result.x, result.z, result.s))
     if str(result.status) == "PrimalInfeasible":
-        gain, error, offset = b @ z, _height(A.T @ z), _height(b)
+        gain, error, offset = b @ z, _height(A.T @ z), b
+        rows = _largest(A.indices, A.data, len(b))
     else:
         Px = P @ x + P.T @ x - P.diagonal() * x
-        gain, error, offset = q @ x, max(_height(Px), _height(A @ x + s)), _height(q)
-    size = max(1.0, offset) * max(1.0, _height(A.data), _height(P.data))
+        gain, error, offset = q @ x, max(_height(Px), _height(A @ x + s)), q
+        rows = _largest(np.repeat(np.arange(len(q)), np.diff(A.indptr)), A.data, len(q))
+    told = rows > 0.0
+    extent = max(_height(offset), _height(offset[told] / rows[told]))
+    size = max(1.0, extent) * max(1.0, _height(A.data), _height(P.data))
     # In the unit of the data where they are small.
-    unit = min(1.0, offset) if offset else 1.0
+    unit = min(1.0, extent) if extent else 1.0
     return bool(-gain > PROOF * size**power * unit * error)
+
+
+def _largest(index: Any, values: Array, count: int) -> Array:
+    """The largest entry of every row, or column."""
+    largest = np.zeros(count)
+    np.maximum.at(largest, index, np.abs(values))
+    return largest
 
 
 def _height(values: Any) -> float:
