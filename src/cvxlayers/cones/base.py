@@ -22,34 +22,93 @@ class Cone(Protocol):
     """
 
     def project(self, w: Array, near: Array | None = None) -> Array:
-        """Euclidean projection Π_K(w), shape (..., c, q) as `w`."""
+        """Euclidean projection Π_K(w).
+
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        near : array, optional
+            Guess of Π_K(w), of the shape of `w`. It only saves iterations, where there are any.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
+        """
         ...
 
     def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, Any]:
-        """Eigenvalues (..., c, q) and eigenvectors (..., c, q, q) of DΠ_K(w); None means I, and
-        a long second-order cone has an `AxisRotation` in their place."""
+        """Eigenvalues and eigenvectors of DΠ_K(w).
+
+        Parameters
+        ----------
+        w, near : array
+            As for `project`.
+
+        Returns
+        -------
+        lam : array
+            Shape (..., c, q), between 0 and 1.
+        U : array or AxisRotation or None
+            Orthonormal columns, shape (..., c, q, q); None stands for the identity, and a long
+            second-order cone has an `AxisRotation`.
+        """
         ...
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
-        """Second derivative D²Π_K(w)[h, k], of the shape to which the three broadcast.
+        """Second derivative D²Π_K(w)[h, k].
 
         It is bilinear, and ⟨D²Π[h, k], l⟩ is symmetric in all three. Exactly zero where Π is
         linear. Where `spectrum` counts a weakly active constraint as active, this is the limit
         from that side; what has no limit is zero.
+
+        Parameters
+        ----------
+        w, h, k : array
+            Shapes (..., c, q) that broadcast.
+
+        Returns
+        -------
+        array
+            Of the shape to which the three broadcast.
         """
         ...
 
     def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
-        """Smoothed projection Π_μ(w), strictly inside K (see `barrier`), shape (..., c, q) as `w`.
+        """Smoothed projection Π_μ(w), strictly inside K (see `barrier`).
 
-        mu > 0 broadcasts with (..., c, 1); `near` is a guess of Π_μ(w).
+        Parameters
+        ----------
+        w : array
+            Shape (..., c, q).
+        mu : array or float
+            Positive; broadcasts with (..., c, 1).
+        near : array, optional
+            Guess of Π_μ(w), of the shape of `w`. It only saves iterations, where there are any.
+
+        Returns
+        -------
+        array
+            Shape (..., c, q).
         """
         ...
 
     def smooth_spectrum(
         self, w: Array, mu: Array | float, near: Array | None = None
     ) -> tuple[Array, Any]:
-        """As `spectrum`, of DΠ_μ(w): eigenvalues strictly between 0 and 1."""
+        """As `spectrum`, of DΠ_μ(w): eigenvalues strictly between 0 and 1.
+
+        Parameters
+        ----------
+        w, mu, near : array
+            As for `smooth`.
+
+        Returns
+        -------
+        lam, U
+            As of `spectrum`.
+        """
         ...
 
 

@@ -29,18 +29,6 @@ class Exponential:
     def project(self, w: Array, near: Array | None = None) -> Array:
         """Π(w) by one scalar equation in the slope ρ.
 
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        near : array, optional
-            Guess of Π(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        array
-            Shape (..., c, 3).
-
         References
         ----------
         H. A. Friberg, Projection onto the exponential cone: a univariate root-finding problem,
@@ -61,20 +49,7 @@ class Exponential:
         DΠ = (I + ν ∇²g)^-1, and ν ∇²g = (μ/y) v vᵀ with v = (1, -ρ, 0) orthogonal to the ray. With
         N = (1, 1 - ρ, -e^-ρ), R = (ρ, 1, e^ρ), t = N x R/(‖N‖ ‖R‖): v·t = κ = e^-ρ ‖R‖/‖N‖.
 
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        near : array, optional
-            Guess of Π(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, 3): all 1 strictly inside K, all 0 on the polar cone, diag(w_x < 0, 0,
-            w_z > 0) on the face w_x, w_y <= 0.
-        U : array
-            Shape (..., c, 3, 3), orthonormal columns.
+        On the face w_x, w_y <= 0 they are diag(w_x < 0, 0, w_z > 0).
         """
         xp = array_namespace(w)
         _, part = _split(xp, w, near)
@@ -91,22 +66,7 @@ class Exponential:
         return lam, xp.where(part.face[..., None, None], axes, frame.U)
 
     def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
-        """Π_μ(w) by Newton's method, see `exponential_barrier`.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        array
-            Shape (..., c, 3).
-        """
+        """Π_μ(w) by Newton's method, see `exponential_barrier`."""
         xp = array_namespace(w)
         width, point = self._smooth(xp, w, mu, near)
         return width * xp.stack([point.x, point.y, point.z], axis=-1)
@@ -114,24 +74,7 @@ class Exponential:
     def smooth_spectrum(
         self, w: Array, mu: Array | float, near: Array | None = None
     ) -> tuple[Array, Array]:
-        """Eigenvalues and eigenvectors of (I + μ ∇²φ(s))⁻¹ for s = Π_μ(w).
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, 3), strictly between 0 and 1.
-        U : array
-            Shape (..., c, 3, 3), orthonormal columns.
-        """
+        """Eigenvalues and eigenvectors of (I + μ ∇²φ(s))⁻¹ for s = Π_μ(w)."""
         xp = array_namespace(w)
         return spectrum_of_hessian(xp, *self._smooth(xp, w, mu, near)[1].hessian(xp))
 
@@ -166,15 +109,7 @@ class Exponential:
 
             T(t, t, t) = -λ (1 - λ) (κ/Y) (3 (log ‖R‖)' - 3 (log ‖N‖)' - 2).
 
-        Parameters
-        ----------
-        w, h, k : array
-            Shapes (..., c, 3) that broadcast.
-
-        Returns
-        -------
-        array
-            Shape (..., c, 3): 0 strictly inside K, on the polar cone and on the face w_x, w_y <= 0.
+        It is zero on the face w_x, w_y <= 0, too.
         """
         xp = array_namespace(w, h, k)
         return on_units(xp, lambda w, h, k: _second(xp, w, h, k), w, h, k)

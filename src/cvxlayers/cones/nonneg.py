@@ -23,97 +23,26 @@ class NonNegative:
     """
 
     def project(self, w: Array, near: Array | None = None) -> Array:
-        """Π(w) = max(w, 0).
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-        """
+        """Π(w) = max(w, 0)."""
         return at_least(array_namespace(w), w, 0.0)
 
     def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, None]:
-        """DΠ(w) = diag(w > 0).
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q): 1 where w > 0, else 0.
-        U : None
-            The identity.
-        """
+        """DΠ(w) = diag(w > 0)."""
         return array_namespace(w).astype(w > 0.0, w.dtype), None
 
     def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
-        """Π_μ(w) = ½ (w + √(w² + 4μ)).
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-        """
+        """Π_μ(w) = ½ (w + √(w² + 4μ))."""
         xp = array_namespace(w)
         return smooth_positive(xp, w, barrier_level(xp, w, mu))[0]
 
     def smooth_spectrum(
         self, w: Array, mu: Array | float, near: Array | None = None
     ) -> tuple[Array, None]:
-        """DΠ_μ(w) = diag(s/√(w² + 4μ)) for s = Π_μ(w).
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q), strictly between 0 and 1.
-        U : None
-            The identity.
-        """
+        """DΠ_μ(w) = diag(s/√(w² + 4μ)) for s = Π_μ(w)."""
         xp = array_namespace(w)
         s, root = smooth_positive(xp, w, barrier_level(xp, w, mu))
         return below_one(xp, s / root), None
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
-        """D²Π(w)[h, k] = 0, on the kinks too.
-
-        Parameters
-        ----------
-        w, h, k : array
-            Shapes (..., c, q) that broadcast.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q), all 0.
-        """
+        """D²Π(w)[h, k] = 0, on the kinks too."""
         return broadcast_zeros(array_namespace(w, h, k), w, h, k)

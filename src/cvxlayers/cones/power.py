@@ -49,18 +49,6 @@ class ThreeDimPower:
     def project(self, w: Array, near: Array | None = None) -> Array:
         """Π(w) by one scalar equation in τ = log(r/ν).
 
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        near : array, optional
-            Guess of Π(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        array
-            Shape (..., c, 3).
-
         References
         ----------
         L. T. K. Hien, Differential properties of Euclidean projection onto power cone, Math.
@@ -83,21 +71,8 @@ class ThreeDimPower:
         N = (-α r y, -(1-α) r x, ±x y), t = N x R/(‖N‖ ‖R‖): |v·t| = ‖R‖/‖N‖, so
         κ² = α (1-α) r ‖R‖²/‖N‖².
 
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        near : array, optional
-            Guess of Π(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, 3): all 1 strictly inside K, all 0 on the polar cone. Where w_z = 0,
-            diag(w_x > 0, w_y > 0, λ): with β the exponent of the positive entry p, and m >= 0
-            minus the other, λ is 0 for β < ½, 1 for β > ½ and p/(p + 2m) for β = ½.
-        U : array
-            Shape (..., c, 3, 3), orthonormal columns.
+        Where w_z = 0 they are diag(w_x > 0, w_y > 0, λ): with β the exponent of the positive entry
+        p, and m >= 0 minus the other, λ is 0 for β < ½, 1 for β > ½ and p/(p + 2m) for β = ½.
         """
         xp = array_namespace(w)
         α = _exponents(xp, self.alpha, w)
@@ -114,22 +89,7 @@ class ThreeDimPower:
         return lam, xp.where(part.flat[..., None, None], axes, frame.U)
 
     def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
-        """Π_μ(w) by one scalar equation, see `power_barrier`.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        array
-            Shape (..., c, 3).
-        """
+        """Π_μ(w) by one scalar equation, see `power_barrier`."""
         xp = array_namespace(w)
         width, point = self._smooth(xp, w, mu, near)
         return width * xp.stack([point.x, point.y, point.z], axis=-1)
@@ -137,24 +97,7 @@ class ThreeDimPower:
     def smooth_spectrum(
         self, w: Array, mu: Array | float, near: Array | None = None
     ) -> tuple[Array, Array]:
-        """Eigenvalues and eigenvectors of (I + μ ∇²φ(s))⁻¹ for s = Π_μ(w).
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, 3).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Guess of Π_μ(w), shape (..., c, 3); it only saves iterations.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, 3), strictly between 0 and 1.
-        U : array
-            Shape (..., c, 3, 3), orthonormal columns.
-        """
+        """Eigenvalues and eigenvectors of (I + μ ∇²φ(s))⁻¹ for s = Π_μ(w)."""
         xp = array_namespace(w)
         _, point = self._smooth(xp, w, mu, near)
         α = _exponents(xp, self.alpha, w)
@@ -186,17 +129,8 @@ class ThreeDimPower:
             E = (1-2α) (y² N_x² + x² N_y² - (4 + 2 α (1-α)) r² N_z²)
                 + ((1+α) x² - (2-α) y²) N_z² + r² ((1+α) N_x² - (2-α) N_y²).
 
-        Parameters
-        ----------
-        w, h, k : array
-            Shapes (..., c, 3) that broadcast.
-
-        Returns
-        -------
-        array
-            Shape (..., c, 3): 0 strictly inside K and on the polar cone. Where w_z = 0 it is the
-            limit for α = ½ and 0 otherwise: with β the exponent of the positive entry, that is
-            the limit for β < 1/3 and β > 2/3, and else T(z, z, z) has none.
+        Where w_z = 0 it is the limit for α = ½ and 0 otherwise: with β the exponent of the positive
+        entry, that is the limit for β < 1/3 and β > 2/3, and else T(z, z, z) has none.
         """
         xp = array_namespace(w, h, k)
         return on_units(xp, lambda w, h, k: _second(xp, self.alpha, w, h, k), w, h, k)

@@ -138,18 +138,6 @@ class PSD:
     def project(self, w: Array, near: Array | None = None) -> Array:
         """Π(V diag(l) Vᵀ) = V diag(max(l, 0)) Vᵀ.
 
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-
         References
         ----------
         N. J. Higham, Linear Algebra Appl. 103 (1988), Theorem 2.1.
@@ -165,20 +153,6 @@ class PSD:
         With w = svec(V diag(l) Vᵀ), the pair i <= j has the eigenvalue
         λᵢⱼ = (lᵢ⁺ + lⱼ⁺)/(|lᵢ| + |lⱼ|), exactly 1 for two positive lᵢ, lⱼ and exactly 0 for two
         that are not, and the eigenvector svec(vᵢvⱼᵀ + vⱼvᵢᵀ)/√2, or svec(vᵢvᵢᵀ) where i = j.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q), the pairs in the order of svec.
-        U : array
-            Shape (..., c, q, q), orthonormal columns.
 
         References
         ----------
@@ -198,22 +172,7 @@ class PSD:
         return lam, self._eigenvectors(xp, V)
 
     def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
-        """Π_μ(V diag(l) Vᵀ) = V diag(½ (l + √(l² + 4μ))) Vᵀ.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-        """
+        """Π_μ(V diag(l) Vᵀ) = V diag(½ (l + √(l² + 4μ))) Vᵀ."""
         xp = array_namespace(w)
         values, V = xp.linalg.eigh(smat(w))
         smoothed, _ = smooth_positive(xp, values, barrier_level(xp, w, mu))
@@ -226,22 +185,6 @@ class PSD:
 
         These are the divided differences of the function that smooths max(·, 0); the eigenvectors
         are those of `spectrum`.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q), strictly between 0 and 1.
-        U : array
-            Shape (..., c, q, q), orthonormal columns.
         """
         xp = array_namespace(w)
         rows, cols = triangle(self.k)
@@ -267,16 +210,8 @@ class PSD:
 
             Ĥ M K̂ + K̂ M Ĥ + W ∘ (Q + Qᵀ),   Q = (H₌ K̂ + K₌ Ĥ) M.
 
-        Parameters
-        ----------
-        w, h, k : array
-            Shapes (..., c, q) that broadcast.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q). Eigenvalues of w within rounding of zero count as zero, and these as
-            not positive; two such on different sides would differ by their rounding errors alone.
+        Eigenvalues of w within rounding of zero count as zero, and these as not positive; two such
+        on different sides would differ by their rounding errors alone.
 
         References
         ----------

@@ -113,18 +113,6 @@ class SecondOrder:
     def project(self, w: Array, near: Array | None = None) -> Array:
         """Π(w) = ½ (w₀ + ‖w₁‖) (1, w₁/‖w₁‖) between K and its polar cone.
 
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-
         References
         ----------
         N. Parikh, S. Boyd, Proximal Algorithms (2014), Section 6.3.2.
@@ -142,21 +130,6 @@ class SecondOrder:
         """Eigenvalues 0, 1 and (1 + w₀/‖w₁‖)/2 (q - 2 times) between K and its polar cone.
 
         The eigenvectors are those of `AxisRotation`, with the first axis for u where w₁ = 0.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q): all 1 where w₀ > ‖w₁‖, all 0 where w₀ <= -‖w₁‖ (the apex too).
-        U : array, AxisRotation or None
-            Shape (..., c, q, q), orthonormal columns; an `AxisRotation` for a long cone; None,
-            the identity, where q = 1.
 
         References
         ----------
@@ -184,20 +157,6 @@ class SecondOrder:
         w± = w₀ ± ‖w₁‖ and s± are eigenvalues, of which the barrier is −log s₊ − log s₋; the
         squared norm is half the sum of their squares. The half-line q = 1 has the barrier
         −log s.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
         """
         xp = array_namespace(w)
         if self.q == 1:
@@ -213,22 +172,6 @@ class SecondOrder:
         """Eigenvalues s₋/r₋, s₊/r₊ and (s₊ + s₋)/(r₊ + r₋) (q - 2 times), r± = √(w±² + 8μ).
 
         The eigenvectors are those of `spectrum`.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q), strictly between 0 and 1.
-        U : array, AxisRotation or None
-            As that of `spectrum`.
         """
         xp = array_namespace(w)
         if self.q == 1:
@@ -248,16 +191,6 @@ class SecondOrder:
         λ = (1 + w₀/ϱ)/2, |s| = (ϱ + w₀)/√2, |p| = (ϱ - w₀)/√2: between K and its polar cone
 
             h⊥ = (0, h₁ - (u·h₁) u),   v = (1, -(w₀/ϱ) u)/(2ϱ).
-
-        Parameters
-        ----------
-        w, h, k : array
-            Shapes (..., c, q) that broadcast.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q): 0 where w₀ > ‖w₁‖ or w₀ <= -‖w₁‖.
         """
         xp = array_namespace(w, h, k)
         if self.q == 1:

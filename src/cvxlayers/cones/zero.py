@@ -22,94 +22,23 @@ class Zero:
     """
 
     def project(self, w: Array, near: Array | None = None) -> Array:
-        """Π(w) = 0.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-        """
+        """Π(w) = 0."""
         return array_namespace(w).zeros_like(w)
 
     def spectrum(self, w: Array, near: Array | None = None) -> tuple[Array, None]:
-        """DΠ(w) = 0.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q), all 0.
-        U : None
-            The identity.
-        """
+        """DΠ(w) = 0."""
         return array_namespace(w).zeros_like(w), None
 
     def smooth(self, w: Array, mu: Array | float, near: Array | None = None) -> Array:
-        """Π_μ(w) = 0: an equation has no barrier.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q).
-        """
+        """Π_μ(w) = 0: an equation has no barrier."""
         return array_namespace(w).zeros_like(w)
 
     def smooth_spectrum(
         self, w: Array, mu: Array | float, near: Array | None = None
     ) -> tuple[Array, None]:
-        """DΠ_μ(w) = 0.
-
-        Parameters
-        ----------
-        w : array
-            Shape (..., c, q).
-        mu : array or float
-            Positive; broadcasts with (..., c, 1).
-        near : array, optional
-            Not needed.
-
-        Returns
-        -------
-        lam : array
-            Shape (..., c, q), all 0.
-        U : None
-            The identity.
-        """
+        """DΠ_μ(w) = 0."""
         return array_namespace(w).zeros_like(w), None
 
     def second(self, w: Array, h: Array, k: Array) -> Array:
-        """D²Π(w)[h, k] = 0.
-
-        Parameters
-        ----------
-        w, h, k : array
-            Shapes (..., c, q) that broadcast.
-
-        Returns
-        -------
-        array
-            Shape (..., c, q), all 0.
-        """
+        """D²Π(w)[h, k] = 0."""
         return broadcast_zeros(array_namespace(w, h, k), w, h, k)
