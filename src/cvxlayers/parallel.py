@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any
 
@@ -120,7 +120,10 @@ def is_stopped() -> Callable[[], bool]:
 
 
 def for_each(
-    count: int, start_worker: Callable[[], Callable[[int], None]], apart: bool = False
+    count: int,
+    start_worker: Callable[[], Callable[[int], None]],
+    apart: bool = False,
+    blas: bool = True,
 ) -> None:
     """Call ``body(i)`` for i = 0 … count - 1, in any order, on all processors.
 
@@ -133,6 +136,8 @@ def for_each(
     apart : bool
         Whether a single thread, too, is another than the caller's: compiled code in the caller's
         own keeps Ctrl-C from it until it is done.
+    blas : bool
+        Whether ``body`` calls BLAS, whose threads are then limited.
 
     Notes
     -----
@@ -177,7 +182,7 @@ def for_each(
             del _worker.stop
 
     executor = _executor(threads)
-    with _one_thread_of_blas():
+    with _one_thread_of_blas() if blas else nullcontext():
         try:
             for _ in range(threads):
                 futures.append(executor.submit(run))

@@ -250,8 +250,11 @@ class SolutionMap:
         """Call almost solved what a solver calls solved, but breaks a constraint or a condition of
         optimality beside larger numbers."""
         parts = (solution.x, solution.z, solution.s, *(getattr(program, name) for name in "PqAb"))
-        # NaN, of instances that are not solved, is not larger.
-        if not any((np.abs(part) > LARGE).any() for part in parts):
+        # The sum of squares is the cheapest bound. NaN, of instances that are not solved, is not
+        # larger.
+        if all(np.vdot(part, part) <= LARGE**2 for part in parts) or not any(
+            (np.abs(part) > LARGE).any() for part in parts
+        ):
             return
         rows = solution.solved
         points = _points(solution, rows)
@@ -261,6 +264,8 @@ class SolutionMap:
 
     def _pieces(self, theta: Sequence[Array], batch: int, factored: bool) -> list[slice]:
         """The batch in pieces whose intermediate results fit into the memory allowed."""
+        if batch <= 1:
+            return [slice(0, batch)]
         structure, maps = self.canonical.structure, self.canonical
         varying = sum(
             len(f.offset)

@@ -132,7 +132,7 @@ class Clarabel(Solver):
         verbose: bool = False,
         deadline: float | None = None,
     ) -> ConeSolution:
-        _settings(options, verbose)  # raises for what Clarabel does not take
+        settings = _settings(options, verbose)
         cones = _cones(self.structure.dims)
         is_long = self.structure.P.nnz + self.structure.A.nnz >= LONG
         solution = ConeSolution.empty(program.batch, self.structure)
@@ -143,7 +143,10 @@ class Clarabel(Solver):
             # The matrices are made once per thread; each instance only exchanges their values.
             P = self.structure.P.matrix(program.P[0])
             A = self.structure.A.matrix(program.A[0])
-            solver = _Caller(cones, options, verbose, deadline, is_stopped() if is_long else None)
+            # A time limit is written into the settings: each thread has its own then.
+            own = settings if deadline is None else _settings(options, verbose)
+            stopped = is_stopped() if is_long else None
+            solver = _Caller(cones, own, options, verbose, deadline, stopped)
 
             def body(i: int) -> None:
                 if not finite[i]:
@@ -180,7 +183,8 @@ class Clarabel(Solver):
             tiny = None
         elif len(tiny) < program.batch:
             sizes, tiny = (np.repeat(values, program.batch) for values in (sizes, tiny))
-        for_each(program.batch, start_worker, apart=is_long)
+        # It calls BLAS for the eigenvalues of semidefinite cones alone.
+        for_each(program.batch, start_worker, apart=is_long, blas=bool(self.structure.dims.psd))
         # Lists become arrays for the whole batch at once: one by one it takes as long as a small
         # solve.
         statuses = [
@@ -220,8 +224,9 @@ class _Caller:
     Parameters
     ----------
     cones : list
-    options : mapping
-    verbose : bool
+    settings : clarabel.DefaultSettings
+    options, verbose
+        What the settings were made of.
     deadline : float, optional
     stopped : callable, optional
         Asked in every iteration whether to end.
@@ -230,20 +235,22 @@ class _Caller:
     def __init__(
         self,
         cones: list[Any],
+        settings: Any,
         options: Mapping[str, Any],
         verbose: bool,
         deadline: float | None,
         stopped: Callable[[], bool] | None,
     ):
         self._cones, self._deadline, self._stopped = cones, deadline, stopped
-        self._settings = _settings(options, verbose)
-        self._strict = _settings({**options, **STRICT}, verbose)
+        self._settings, self._options, self._verbose = settings, options, verbose
 
     def __call__(self, P: Any, q: Array, A: Any, b: Array, strict: bool = False) -> Any:
         """The result, or None after the deadline."""
         import clarabel
 
-        settings = self._strict if strict else self._settings
+        settings = self._settings
+        if strict:
+            settings = _settings({**self._options, **STRICT}, self._verbose)
         left = seconds_left(self._deadline)
         if left is not None:
             if left <= 0.0:

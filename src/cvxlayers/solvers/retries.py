@@ -82,6 +82,8 @@ def retry(
     deadline : float, optional
         A value of `time.monotonic` at which to stop.
     """
+    if (solution.status == _SOLVED).all():
+        return
     worth = _WORTH if any(name in options for name in _LIMITS) else [*_WORTH, _LIMIT]
     failed = np.isin(solution.status, worth)
     if not failed.any():

@@ -115,7 +115,8 @@ class SCS(Solver):
         def start_worker() -> Callable[[int], None]:
             return body
 
-        for_each(program.batch, start_worker)
+        # Only the eigenvalues of semidefinite cones are LAPACK's.
+        for_each(program.batch, start_worker, blas=bool(self.structure.dims.psd))
         return solution
 
 
