@@ -2,16 +2,7 @@
 
 import sys
 
-from benchmarks.measure import limit_blas
-
-
-def main() -> None:
-    """Set what must be set before NumPy is first imported, then run."""
-    limit_blas()
-    from benchmarks.run import main as run
-
-    run(sys.argv[1:])
-
+from benchmarks.run import main
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -8,26 +8,21 @@ is compared with.
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
-from benchmarks.measure import limit_blas
+import cvxpy as cp
+import numpy as np
+import torch
 
-limit_blas()
-
-import argparse  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from functools import partial  # noqa: E402
-
-import cvxpy as cp  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from benchmarks.measure import Stopwatch, interleaved, limit_processors  # noqa: E402
-from benchmarks.problems import Array, Benchmark, Rng  # noqa: E402
-from cvxlayers.parallel import workers  # noqa: E402
-from cvxlayers.torch import CvxpyLayer  # noqa: E402
+from benchmarks.measure import Stopwatch, interleaved, limit_processors
+from benchmarks.problems import Array, Benchmark, Rng
+from cvxlayers.parallel import workers
+from cvxlayers.torch import CvxpyLayer
 
 COLUMNS = ("1 infeasible", "1 NaN", "10 % infeasible", "again")
 PHASES = {

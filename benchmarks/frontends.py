@@ -7,22 +7,17 @@ other columns are ratios to a call without gradient.
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from benchmarks.measure import limit_blas
+import cvxpy as cp
+import numpy as np
 
-limit_blas()
-
-import argparse  # noqa: E402
-import importlib  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-from typing import Any  # noqa: E402
-
-import cvxpy as cp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from benchmarks.measure import Stopwatch, interleaved  # noqa: E402
-from cvxlayers.solution_map import SolutionMap  # noqa: E402
+from benchmarks.measure import Stopwatch, interleaved
+from cvxlayers.solution_map import SolutionMap
 
 Body = Callable[[], Any]
 COLUMNS = ("binding µs", "by name µs", "gradient", "directional", "Hessian product", "compiled")

@@ -1,4 +1,4 @@
-"""Times and memory. Imports nothing that loads NumPy, so that `limit_blas` can come first.
+"""Times and memory.
 
 Absolute times say little on a machine that others use. So competitors run in turn, round after
 round, in one process, and what is reported are medians over the rounds of ratios within a round.
@@ -14,18 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-__all__ = ["Stopwatch", "Times", "interleaved", "limit_blas", "limit_processors", "peak_memory"]
+__all__ = ["Stopwatch", "Times", "interleaved", "limit_processors", "peak_memory"]
 
 # In a round a competitor is called for about this long, so that the clock's noise is small.
 ROUND_SECONDS = 0.03
 # A comparison ends after so many rounds, or when it has taken this long.
 PATIENCE_SECONDS = 60.0
-
-
-def limit_blas() -> None:
-    """One BLAS thread each: instances of a batch are what runs in parallel."""
-    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):
-        os.environ[f"{library}_NUM_THREADS"] = "1"
 
 
 def limit_processors(count: int) -> None:

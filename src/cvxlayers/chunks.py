@@ -6,7 +6,6 @@ alone is kept, and the derivative of one piece after the other is made again whe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from cvxlayers.derivative import Quality, quality
 from cvxlayers.program import Linearization, ProgramTangent, Wanted
 
-__all__ = ["Chunks", "physical_memory", "slices"]
+__all__ = ["Chunks", "slices"]
 
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
@@ -30,14 +29,6 @@ def slices(batch: int, per_instance: float, limit: float) -> list[slice]:
         return [slice(0, batch)]
     size = -(-batch // -(-batch // size))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
-
-
-def physical_memory() -> int:
-    """Bytes of memory that the machine has."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return 8 * 2**30
 
 
 class Chunks:

@@ -11,7 +11,7 @@ array that is the same for the whole batch keeps a batch axis of size 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Protocol
 
@@ -222,6 +222,11 @@ class ConeSolution:
         status.fill(_INTERRUPTED)
         iterations, attempt = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.int64)
         return cls(x, z, s, status, iterations, np.zeros(batch), attempt)
+
+    def take(self, rows: NDArray[np.intp] | slice) -> ConeSolution:
+        """That of the instances `rows` alone."""
+        names = (f.name for f in fields(ConeSolution))
+        return ConeSolution(**{name: getattr(self, name)[rows] for name in names})
 
     @property
     def solved(self) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.canonicalize import CanonicalProblem
-from cvxlayers.chunks import Chunks, physical_memory, slices
+from cvxlayers.chunks import Chunks, slices
 from cvxlayers.derivative import (
     Geometry,
     ImplicitDerivative,
@@ -32,6 +32,7 @@ from cvxlayers.derivative import (
 )
 from cvxlayers.errors import SolverWarning, UnsupportedProblemError
 from cvxlayers.failures import failure, warn_of_gradients, warn_of_path
+from cvxlayers.machine import total_memory
 from cvxlayers.program import ConeProgram, ConeSolution, Linearization
 from cvxlayers.sensitivity import Point
 from cvxlayers.settings import FailurePolicy, Settings
@@ -276,21 +277,22 @@ class SolutionMap:
         if factored:
             each += memory_of_factor(self.geometry)
         limit = self.settings.max_batch_memory
-        return slices(batch, each, SHARE * physical_memory() if limit is None else limit)
+        return slices(batch, each, SHARE * total_memory() if limit is None else limit)
 
     def _differentiate_in_pieces(
         self, point: Point, theta: Sequence[Array], pieces: Sequence[slice], options: Options
     ) -> None:
         """Give a point a derivative that is made when it is asked for."""
-        is_own = self.solver.has_derivative and self.settings.derivative == "exact"
-        covered = np.ones(len(point.x), dtype=bool) if is_own else point.solved
+        own = self._has_own_derivative
+        covered = np.ones(len(point.x), dtype=bool) if own else point.solved
 
         def make(number: int) -> Linearization:
             piece = pieces[number]
             numbers = np.arange(piece.start, piece.stop)
-            return self._derivative_at(_rows(theta, piece), _part(point, piece), options, numbers)[
-                0
-            ]
+            derivative, _ = self._derivative_at(
+                _rows(theta, piece), point.take(piece), options, numbers
+            )
+            return derivative
 
         point.rows = None if covered.all() else covered
         point.derivative = Chunks([int(covered[piece].sum()) for piece in pieces], make)
@@ -304,19 +306,15 @@ class SolutionMap:
     ) -> tuple[Linearization, NDArray[np.bool_] | None]:
         """The derivative at a solution, and the instances that it is for (None: all)."""
         program = self.canonical.program(theta, len(solution.x))
-        own = self._own_derivative(program, solution, options)
-        if own is not None:
-            return own, None
+        if self._has_own_derivative:
+            return self.solver.linearize(program, solution, options.solver), None
         part = _taken(program, solution.solved)
         return self._derivative(part, solution, options, numbers)
 
-    def _own_derivative(
-        self, program: ConeProgram, solution: ConeSolution, options: Options
-    ) -> Linearization | None:
-        """The derivative that the solver brings, if it does and it is wanted."""
-        if not self.solver.has_derivative or self.settings.derivative != "exact":
-            return None
-        return self.solver.linearize(program, solution, options.solver)
+    @property
+    def _has_own_derivative(self) -> bool:
+        """Whether the derivative is the one that the solver brings."""
+        return self.solver.has_derivative and self.settings.derivative == "exact"
 
     def _finish(
         self,
@@ -328,11 +326,9 @@ class SolutionMap:
     ) -> tuple[Linearization | None, NDArray[np.bool_] | None]:
         """Polish what is to be polished, in place, and make the derivative: it, and the instances
         that it is for (None: all)."""
-        own = self._own_derivative(program, solution, options) if differentiable else None
-        if own is not None:
-            return own, None
+        own = differentiable and self._has_own_derivative
         rows = solution.status == ALMOST_SOLVED
-        if options.polish:
+        if options.polish and not own:
             rows |= solution.solved
         part = system = None
         if rows.any():
@@ -345,6 +341,8 @@ class SolutionMap:
                 warn_of_gradients(numbers[rough], len(numbers), float(residual[rough].max()))
         if not differentiable:
             return None, None
+        if own:
+            return self.solver.linearize(program, solution, options.solver), None
         if part is None or not np.array_equal(rows, solution.solved):
             part, system = _taken(program, solution.solved), None
         return self._derivative(part, solution, options, numbers, system)
@@ -428,10 +426,6 @@ def _stacked(points: Sequence[Point]) -> Point:
     }
     times = {name: sum(p.times[name] for p in points) for name in points[0].times}
     return Point(**joined, times=times)
-
-
-def _part(solution: ConeSolution, piece: slice) -> ConeSolution:
-    return ConeSolution(**{f.name: getattr(solution, f.name)[piece] for f in fields(ConeSolution)})
 
 
 def _taken(program: ConeProgram, rows: NDArray[np.bool_]) -> ConeProgram:

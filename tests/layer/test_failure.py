@@ -242,3 +242,28 @@ def test_a_solution_that_cannot_be_polished_is_named_in_a_warning(
     with pytest.warns(UserWarning, match=r"1 of 3 instances \(1\) could not be polished.*1\.0e-03"):
         outputs, gradients = run(layer, box_values([GOOD, GOOD, GOOD]))
     assert all(v.isfinite().all() for v in [*outputs, *gradients])
+
+
+@pytest.mark.parametrize("solver", ["CLARABEL", "SCS", "DIFFCP"])
+def test_almost_solved_is_judged_alike_with_and_without_a_gradient(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the derivative is the solver's own: the polish says what the answer is worth."""
+    x, b = cp.Variable(3), cp.Parameter(3)
+    layer = CvxpyLayer(
+        cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= 0]), [b], [x], solver=solver
+    )
+    kind = type(layer.operations.solution_map.solver)
+    solve = kind.solve
+
+    def almost(*arguments: Any, **named: Any) -> Any:
+        solution = solve(*arguments, **named)
+        solution.status[:] = Status.ALMOST_SOLVED
+        return solution
+
+    monkeypatch.setattr(kind, "solve", almost)
+    monkeypatch.setattr("cvxlayers.solution_map.retry", lambda *_: None)
+    value = torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)
+    for wanted in (False, True):
+        (y,) = layer(value.clone().requires_grad_(wanted))
+        torch.testing.assert_close(y.detach(), value.clamp(min=0), rtol=0, atol=1e-9)

@@ -19,8 +19,10 @@ import pytest
 import scipy.sparse as sp
 
 from conformance.problems import CASES, Case
+from cvxlayers import machine
 from cvxlayers.canonicalize import CanonicalProblem, canonicalize, memory
-from cvxlayers.canonicalize.memory import available_memory, predict
+from cvxlayers.canonicalize.memory import predict
+from cvxlayers.machine import available_memory, total_memory
 from cvxlayers.numpy import CvxpyLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Reading from a sparse CVXPY")
@@ -372,10 +374,12 @@ def test_what_systems_say(
 
     pages = {"SC_PHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(Path, "read_text", read)
-    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__, raising=False)
-    found = available_memory()
+    monkeypatch.setattr(machine.os, "sysconf", pages.__getitem__, raising=False)
+    found, total = available_memory(), total_memory.__wrapped__()
     monkeypatch.undo()
     assert found == expected
+    limits = [float(v) for k, v in files.items() if "cgroup" in k and v != "max\n"]
+    assert total == min([7 * 4096, *limits])
 
 
 def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +387,7 @@ def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError
 
     monkeypatch.setattr(Path, "read_text", fail)
-    monkeypatch.setattr(memory.os, "sysconf", fail, raising=False)
-    found = available_memory()
+    monkeypatch.setattr(machine.os, "sysconf", fail, raising=False)
+    found, total = available_memory(), total_memory.__wrapped__()
     monkeypatch.undo()
-    assert found is None
+    assert found is None and total == 8e9

@@ -9,11 +9,8 @@ of a variable of k × n causes m · k · n. The count assumes that nonzeros are 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cvxpy as cp
@@ -34,9 +31,10 @@ from cvxpy.atoms.affine.trace import trace
 from cvxpy.atoms.affine.upper_tri import upper_tri
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
 
+from cvxlayers.machine import available_memory
 from cvxlayers.warning import warn
 
-__all__ = ["Prediction", "available_memory", "predict", "warn_if_large"]
+__all__ = ["Prediction", "predict", "warn_if_large"]
 
 # Bytes for every entry. Measured with CVXPY 1.9.3, SciPy 1.17 and Clarabel 0.11 on Linux, as the
 # growth of a new process, for a million entries each: at the peak of canonicalization, 176 for
@@ -122,25 +120,6 @@ def warn_if_large(problem: cp.Problem, gp: bool) -> None:
         f"of a batch take at least {_amount(prediction.instance)}. {prediction.culprit}",
         UserWarning,
     )
-
-
-def available_memory() -> float | None:
-    """Bytes of memory that can still be had; None if the system does not say."""
-    found = []
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        line = next((line for line in lines if line.startswith("MemAvailable:")), "")
-        found.append(1024.0 * int(line.split()[1]))
-    if not found:
-        with suppress(AttributeError, OSError, ValueError):  # not on Windows
-            found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    with suppress(OSError, ValueError, IndexError):  # what a container may have at most
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        for name in ("memory.max", "memory/memory.limit_in_bytes"):
-            with suppress(OSError, ValueError):
-                limit = int(Path("/sys/fs/cgroup", name).read_text())
-                found.append(max(0.0, limit - pages * os.sysconf("SC_PAGE_SIZE")))
-    return min(found, default=None)
 
 
 def predict(problem: cp.Problem, gp: bool = False) -> Prediction:
