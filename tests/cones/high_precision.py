@@ -1,4 +1,4 @@
-"""Second differences of projections in so many digits that nothing but the difference is lost.
+"""Projections and their differences in so many digits that nothing but the difference is lost.
 
 A projection is computed from its definition: s + p = w for s on the boundary of K and p normal to
 K there, by Newton's method with difference quotients, or from the eigenvalues of w.
@@ -45,21 +45,37 @@ def second_of_pairs(
         return second(project, w, h, k, mpf(10) ** (-2 * digits - 20))
 
 
+def projection_of_pairs(
+    pairs: Pairs, start: Sequence, w: np.ndarray, digits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Π(w) and DΠ(w) from the same."""
+    with mpmath.workdps(8 * digits + 100):
+        q = _solve(pairs, [mpf(float(a)) for a in w], [mpf(a) for a in start], digits)
+        ds, dp = _jacobians(pairs, q, digits)
+        D = ds * mpmath.inverse(ds + dp)
+        n = len(w)
+        s = np.array([float(a) for a in pairs(q)[0]])
+        return s, np.array([[float(D[i, j]) for j in range(n)] for i in range(n)])
+
+
+def _jacobians(pairs: Pairs, q: Vector, digits: int) -> tuple[mpmath.matrix, mpmath.matrix]:
+    """Of s and p."""
+    step = mpf(10) ** (-4 * digits - 50)
+    moved = [pairs([a + step * (i == j) for i, a in enumerate(q)]) for j in range(len(q))]
+
+    def jacobian(part: int, here: Vector) -> mpmath.matrix:
+        columns = [[(b - a) / step for a, b in zip(here, m[part], strict=True)] for m in moved]
+        return mpmath.matrix(columns).T
+
+    s, p = pairs(q)
+    return jacobian(0, s), jacobian(1, p)
+
+
 def _solve(pairs: Pairs, w: Vector, q: Vector, digits: int) -> Vector:
-    n, step = len(w), mpf(10) ** (-4 * digits - 50)
-
-    def total(q: Sequence[mpf]) -> Vector:
-        return [a + b for a, b in zip(*pairs(q), strict=True)]
-
     for _ in range(100):
-        here = total(q)
-        columns = []
-        for j in range(n):
-            moved = total([a + step * (i == j) for i, a in enumerate(q)])
-            columns.append([(b - a) / step for a, b in zip(here, moved, strict=True)])
-        jacobian = mpmath.matrix(columns).T
-        missing = mpmath.matrix([a - b for a, b in zip(w, here, strict=True)])
-        change = mpmath.lu_solve(jacobian, missing)
+        ds, dp = _jacobians(pairs, q, digits)
+        missing = mpmath.matrix([a - b - c for a, b, c in zip(w, *pairs(q), strict=True)])
+        change = mpmath.lu_solve(ds + dp, missing)
         q = [a + b for a, b in zip(q, change, strict=True)]
         if max(abs(a) for a in change) < mpf(10) ** (-6 * digits - 60):
             return q

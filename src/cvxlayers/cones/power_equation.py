@@ -11,6 +11,16 @@ Both r and ν may be tiny, so the unknown is τ = log(r/ν). The residual
 
 crosses zero once, upwards. It is nearly straight in τ where x or y stays put or is proportional
 to ν, and in r or ν where it levels off; a Newton step in r is one in τ, transformed.
+
+Close to the polar cone L has levelled off where it crosses zero. Its slope there is all that is
+left of 1 - α (log x)' r - (1 - α) (log y)' r, with ' = d/dr. But x² - w_x x - α r ν = 0 yields
+√(w_x² + 4 α r ν) = 2 x - w_x = (x² + α r ν)/x, so that
+
+    r (log x)' = α r (ν - r)/(x² + α r ν),   1 - r (log x)' = (x² + α r²)/(x² + α r ν),
+
+likewise for y, and with α + (1 - α) = 1 and dr/dτ = r ν/|w_z| nothing cancels in
+
+    dL/dτ = (ν/|w_z|) (α (x² + α r²)/(x² + α r ν) + (1 - α) (y² + (1 - α) r²)/(y² + (1 - α) r ν)).
 """
 
 from __future__ import annotations
@@ -54,12 +64,13 @@ def find_parts(
 
     def evaluate(τ: Array) -> tuple[Array, tuple[Array, Array], Array]:
         r, nu, root_x, root_y, x, y = parts(τ)
-        log_x, log_y = α * xp.log(x / r), (1.0 - α) * xp.log(y / r)
+        over_x, over_y = x / r, y / r
+        log_x, log_y = α * xp.log(over_x), (1.0 - α) * xp.log(over_y)
         value = -(log_x + log_y)
-        # dx/dr = α (ν - r)/root_x, and dr/dτ = r ν/|w_z|.
-        inner = α / root_x * (α / x) + (1.0 - α) / root_y * ((1.0 - α) / y)
-        slope = (1.0 - r * inner * (nu - r)) * (nu / height)
-        straight = -value / xp.where(slope > 0.0, slope, 1.0)
+        # x² + α r ν = x √(w_x² + 4 α r ν); over r, because squares may underflow.
+        slope_x = α * (x * over_x + α * r) / (root_x * over_x)
+        slope_y = (1.0 - α) * (y * over_y + (1.0 - α) * r) / (root_y * over_y)
+        straight = -value / ((slope_x + slope_y) * (nu / height))
         noise = 1.0 + xp.abs(log_x) + xp.abs(log_y)
         converged = (xp.abs(value) <= 4.0 * EPS * noise) | (xp.abs(straight) <= CLOSE)
         # A step Δ in r is Δ = straight · r ν/|w_z|; then τ + step = log((r + Δ)/(ν - Δ)).
