@@ -16,9 +16,11 @@ if str(ROOT) not in sys.path:
 
 problems = importlib.import_module("benchmarks.problems")
 peers = importlib.import_module("benchmarks.peers")
+duel = importlib.import_module("benchmarks.duel")
 run = importlib.import_module("benchmarks.run")
+setup_of = importlib.import_module("benchmarks.setup").Setup
 
-ALL = problems.PROBLEMS | problems.OVERHEAD | problems.LARGE
+ALL = problems.PROBLEMS | problems.NNLS | problems.OVERHEAD | problems.LARGE
 B = 3
 
 
@@ -31,15 +33,19 @@ def recovered(setup: Any, **settings: float) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_layer_without_gradient_agrees_with_bare_loop(name: str) -> None:
-    setup = run.Setup(ALL[name], B, small=True)
-    for value, expected in zip(setup.solve(), recovered(setup), strict=True):
+    setup = setup_of(ALL[name], B, problems.SMALL[name])
+    # Two solvers: at 1e-8 for the objective value their points differ by its root.
+    tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-13)
+    inputs = [value.detach() for value in setup.inputs]
+    found = setup.layer(*inputs, solver_args={"eps": 1e-12})
+    for value, expected in zip(found, recovered(setup, **tight), strict=True):
         np.testing.assert_allclose(value.numpy(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_layer_with_gradient_agrees_with_tight_bare_loop(name: str) -> None:
     """Polished, the layer's answer is better than the solver's at its default tolerance."""
-    setup = run.Setup(ALL[name], B, small=True)
+    setup = setup_of(ALL[name], B, problems.SMALL[name])
     tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-13)
     values = [value.detach() for value in setup.layer(*setup.inputs)]
     for value, expected in zip(values, recovered(setup, **tight), strict=True):
@@ -48,7 +54,7 @@ def test_layer_with_gradient_agrees_with_tight_bare_loop(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_layer_reaches_the_optimal_value(name: str) -> None:
-    setup = run.Setup(ALL[name], 1, small=True)
+    setup = setup_of(ALL[name], 1, problems.SMALL[name])
     problem, parameters, variables, _ = setup.benchmark
     found = setup.solve()
     for parameter, value in zip(parameters, setup.inputs, strict=True):
@@ -59,20 +65,53 @@ def test_layer_reaches_the_optimal_value(name: str) -> None:
     assert problem.objective.value == pytest.approx(optimal, rel=1e-6, abs=1e-6)
 
 
+def test_a_part_of_the_program_is_of_the_first_instances() -> None:
+    setup = setup_of(problems.mpc, B, problems.SMALL["mpc"])
+    whole, part = setup.program(), setup.program(2)
+    assert (whole.batch, part.batch) == (B, 2)
+    np.testing.assert_array_equal(part.b, whole.b[:2])
+
+
+@pytest.mark.parametrize("name", problems.SIZES)
+def test_work_grows_with_the_size(name: str) -> None:
+    assert problems.SIZES[name][0].keys() <= problems.SMALL[name].keys()
+    entries = []
+    for sizes in problems.SIZES[name][:2]:
+        structure = setup_of(ALL[name], 1, sizes).layer.operations.solution_map.canonical.structure
+        entries.append(structure.P.nnz + structure.A.nnz)
+    assert entries[0] < entries[1]
+
+
 def test_harness_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "cvxpylayers_of", lambda benchmark: None)
-    names = ["simplex", "entropy", "tiny_qp", "sparse_qp"]
-    run.main(
-        ["--quick", "--batch", "1", "2", "--problems", *names, "--save", str(tmp_path / "table")]
-    )
+    monkeypatch.setattr(duel, "cvxpylayers_of", lambda benchmark, peer: None)
+    run.main(["--quick", "--problems", "simplex", "entropy", "--save", str(tmp_path / "results")])
     printed = capsys.readouterr().out
-    assert "Install it with" in printed
-    assert "per call beside the solver" in printed
-    assert "peak memory" in printed
-    table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert table.count("| simplex |") == table.count("| entropy |") == 2
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    for name, rows in {"simplex": 5, "nnls": 1, "tiny_qp": 1, "sparse_qp": 1}.items():
+        assert printed.count(f"| {name} ") == text.count(f"| {name} ") == rows
+    for column in ("loop / solver", "backward µs", "Moreau: gradient", "called, bytes"):
+        assert f" {column} |" in text
+    assert "compiled module" in text
+    for picture in ("results.png", "results_growth.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_peers_are_compared_by_their_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own layer in their place; one that is wrong, and one that raises, get no time."""
+    setup = setup_of(problems.sdp, B, problems.SMALL["sdp"])
+    layer = setup.layer
+    monkeypatch.setattr(duel, "cvxpylayers_of", lambda benchmark, peer: layer)
+    row = duel.duel(setup, 1)
+    assert row["Moreau"] > 0 and row["cvxpylayers"] > 0
+    assert row["Moreau: x"] == row["Moreau: gradient"] == "0e+00"
+
+    wrong = {"Moreau": lambda *values: [1.001 * x for x in layer(*values)], "cvxpylayers": None}
+    monkeypatch.setattr(duel, "cvxpylayers_of", lambda benchmark, peer: wrong[peer])
+    row = duel.duel(setup, 1)
+    assert row["Moreau"] == "fails" and "cvxpylayers" not in row
+    assert row["note"] == "Moreau, sdp: ArithmeticError: the answers are 1e-03 apart"
 
 
 def test_failing_rows_are_compared_with_the_same_batch(

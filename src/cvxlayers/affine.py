@@ -60,6 +60,13 @@ class AffineMap:
         self._stacked: dict[tuple[int, ...], _Linear] = {}
 
     @property
+    def fixed(self) -> Array:
+        """The outputs that no part changes; NaN for the others."""
+        fixed = self.offset.copy()
+        fixed[self.rows] = np.nan
+        return fixed
+
+    @property
     def size(self) -> int:
         """r, the number of outputs."""
         return len(self.offset)

@@ -1,7 +1,8 @@
 """Batches in pieces that fit into memory.
 
-A derivative keeps a factor for every instance. Where the batch is too large for that, the solution
-alone is kept, and the derivative of one piece after the other is made again when it is asked for.
+A derivative that is not taken in lanes keeps a factor for every instance. Where the batch is too
+large for that, the solution alone is kept, and the derivative of one piece after the other is made
+again when it is asked for.
 """
 
 from __future__ import annotations

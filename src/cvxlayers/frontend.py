@@ -28,19 +28,20 @@ Parameters
         What a call returns, in this order: variables of the problem, or dual variables of its
         constraints (``constraint.dual_variables[0]``).
     solver : str, optional
-        CVXPY's name of the solver: ``cp.CLARABEL`` (default), ``cp.SCS``, or ``cp.DIFFCP``, which
-        brings its own derivative.
+        ``"LANES"``, the library's own, which solves many instances at once; or CVXPY's name of
+        another: ``cp.CLARABEL``, ``cp.SCS``, or ``cp.DIFFCP``, which brings its own derivative.
+        Default: LANES where it takes the problem and the options, and otherwise Clarabel.
     gp : bool, optional
         Whether the problem is a geometric program (log-log convex).
     verbose : bool, optional
-        Whether the solver prints its progress.
+        Whether the solver prints its progress. If no solver was named, Clarabel solves then.
     canon_backend : str, optional
         CVXPY's canonicalization backend.
     solver_args : dict, optional
         Options for every call. ``eps`` (tolerance), ``max_iters``, ``time_limit`` (seconds, for all
         instances of a call together) and ``polish`` are understood for every solver, the others
-        are the solver's own. An option that belongs to another solver
-        gives a warning and is ignored.
+        are the solver's own. If no solver was named, an option that Clarabel has and LANES has not
+        leads to Clarabel. An option that belongs to another solver gives a warning and is ignored.
     on_failure : {"raise", "nan", "warn"}, optional
         What to do when instances of a batch are not solved: raise a `cvxlayers.SolverError` that
         names them (default), or return NaN for them and let them contribute exactly zero to
@@ -67,7 +68,8 @@ Parameters
     cvxlayers.NotDPPError
         If the problem is not DPP. The message names the expression.
     cvxlayers.UnsupportedProblemError
-        If the problem has integer or complex variables, or cones that the solver lacks.
+        If the problem has integer or complex variables, or the solver that was named does not take
+        it.
     ValueError, TypeError
         If parameters, variables or options are not what they should be."""
 

@@ -26,7 +26,8 @@ class Info:
     iterations : array of int
         Of the solver that gave the answer.
     attempt : array of int
-        Which entry of the chain of second tries gave the answer; 0 is the solver itself.
+        Which entry of the chain of second tries gave the answer; 0 is the solver itself, and after
+        LANES 1 is Clarabel with the same options.
     solve_time : array of float
         Seconds that the solver was at work on the instance, second tries included.
     primal_residual, dual_residual : array of float

@@ -130,7 +130,7 @@ class Operations:
     def load(cls, path: str | PathLike[str]) -> Self:
         """What `save` wrote, without CVXPY's canonicalization."""
         canonical, stored = read(path)
-        stored |= {name: stored[name] or None for name in _NUMBERS}
+        stored |= {name: stored[name] or None for name in (*_NUMBERS, "solver")}
         operations = cls.__new__(cls)
         try:
             operations._hold(canonical, Settings(**stored))
@@ -142,6 +142,7 @@ class Operations:
         """Write everything to a file, as arrays and JSON."""
         settings = dict(vars(self.settings))
         settings |= {name: float(settings[name] or 0.0) for name in _NUMBERS}
+        settings["solver"] = self.settings.solver or ""
         write(path, self.canonical, settings)
 
     def __repr__(self) -> str:

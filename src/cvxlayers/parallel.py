@@ -1,6 +1,6 @@
-"""Instances of a batch in parallel threads.
+"""Instances of a batch in parallel threads, but for those in lanes, whose threads are their own.
 
-The solvers and LAPACK release the GIL, so threads are enough. One pool serves the process. It is
+The solvers and LAPACK release the GIL, so threads are enough. One pool serves all of them. It is
 made on first use, and anew after a fork, because threads do not survive one. While it works, BLAS
 keeps to the thread that calls it: threads of BLAS in each of ours would be more than processors.
 """

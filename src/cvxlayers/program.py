@@ -129,11 +129,23 @@ class Pattern:
 
 @dataclass(frozen=True, eq=False)
 class ProblemStructure:
-    """What all instances share: cones and patterns. `P` is the pattern of the upper triangle."""
+    """What all instances share.
+
+    Attributes
+    ----------
+    dims : ConeDims
+    P : Pattern
+        Of the upper triangle.
+    A : Pattern
+    fixed_A : ndarray, optional
+        The values of the entries of A that no parameter changes, NaN for the others. None if
+        nothing is known.
+    """
 
     dims: ConeDims
     P: Pattern
     A: Pattern
+    fixed_A: Array | None = None
 
     @property
     def n(self) -> int:

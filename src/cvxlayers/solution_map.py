@@ -36,9 +36,9 @@ from cvxlayers.machine import total_memory
 from cvxlayers.program import ConeProgram, ConeSolution, Linearization
 from cvxlayers.sensitivity import Point
 from cvxlayers.settings import FailurePolicy, Settings
-from cvxlayers.solvers import get_solver
-from cvxlayers.solvers.options import COMMON_OPTIONS, Options, resolve_options
-from cvxlayers.solvers.retries import retry
+from cvxlayers.solvers import DEFAULTS, Solver, get_solver
+from cvxlayers.solvers.options import COMMON_OPTIONS, Options, knows_options, resolve_options
+from cvxlayers.solvers.retries import retry, take_over
 from cvxlayers.status import Status
 from cvxlayers.warning import warn
 
@@ -79,21 +79,42 @@ class SolutionMap:
 
     def __init__(self, canonical: CanonicalProblem, settings: Settings | None = None):
         settings = Settings() if settings is None else settings
-        kind = get_solver("CLARABEL" if settings.solver is None else settings.solver)
-        missing = canonical.structure.dims.kinds - kind.cones
-        if missing:
+        structure = canonical.structure
+        named = DEFAULTS if settings.solver is None else (settings.solver,)
+        refusals = {kind: kind.refusal(structure) for kind in map(get_solver, named)}
+        self._solvers = {
+            kind: kind(structure) for kind, refusal in refusals.items() if refusal is None
+        }
+        if not self._solvers:
+            reasons = "; ".join(str(refusal) for refusal in refusals.values())
             raise UnsupportedProblemError(
-                f"{kind.name} does not handle the cones {sorted(missing)} of this problem; "
-                "leave solver=None for Clarabel, which handles all."
+                f"{reasons}. Leave solver=None for a solver that takes every problem."
             )
         self.canonical = canonical
-        self.geometry = Geometry(canonical.structure)
-        self.solver = kind(canonical.structure)
-        self._options = resolve_options(kind, settings.solver_args)
+        self.geometry = Geometry(structure)
+        self.settings = settings
+        self._options = self._chosen(settings.solver_args)
         # What does not belong to this solver has been warned of once, and is left out from now on.
-        own = kind.options | set(COMMON_OPTIONS)
+        own = self._options.kind.options | set(COMMON_OPTIONS)
         args = {k: v for k, v in (settings.solver_args or {}).items() if k in own}
-        self.settings = replace(settings, solver=kind.name, solver_args=args)
+        self.settings = replace(settings, solver_args=args)
+
+    @property
+    def solver(self) -> Solver:
+        """The solver of calls without options of their own."""
+        return self._solvers[self._options.kind]
+
+    def _chosen(self, *layers: Mapping[str, Any] | None) -> Options:
+        """The options of layers of them, for the first solver that has them all, or the first.
+        Progress is printed by Clarabel if no solver was named."""
+        verbose = self.settings.verbose or any(
+            layer.get("verbose") for layer in layers if isinstance(layer, Mapping)
+        )
+        kinds = list(self._solvers)
+        if verbose:
+            kinds = kinds[-1:]
+        kind = next((kind for kind in kinds if knows_options(kind, *layers)), kinds[0])
+        return resolve_options(kind, *layers)
 
     def solve(
         self,
@@ -128,7 +149,7 @@ class SolutionMap:
         """
         options = self._options
         if solver_args is not None:
-            options = resolve_options(type(self.solver), self.settings.solver_args, solver_args)
+            options = self._chosen(self.settings.solver_args, solver_args)
         if options.polish is None:
             options = replace(options, polish=differentiable if polished is None else polished)
         deadline = options.deadline()
@@ -148,7 +169,7 @@ class SolutionMap:
         failed = point.status != SOLVED
         if failed.any():
             if on_failure != "nan":
-                error = failure(self.solver.name, point.status, batch_shape)
+                error = failure(options.kind.name, point.status, batch_shape)
                 if on_failure == "raise":
                     raise error
                 warn(str(error), SolverWarning)
@@ -165,7 +186,7 @@ class SolutionMap:
     ) -> Point:
         """The point that `solve` gave, made again from its solution."""
         point = Point.of(solution)
-        options = resolve_options(type(self.solver), self.settings.solver_args, solver_args)
+        options = self._chosen(self.settings.solver_args, solver_args)
         pieces = self._pieces(theta, len(point.x), True)
         if len(pieces) == 1:
             numbers = np.arange(len(point.x))
@@ -225,10 +246,12 @@ class SolutionMap:
             solution = ConeSolution.empty(0, self.canonical.structure)
         else:
             verbose = self.settings.verbose if options.verbose is None else options.verbose
-            solution = self.solver.solve(program, options.solver, verbose, deadline)
+            solver, own = self._solvers[options.kind], options.solver
+            solution = solver.solve(program, own, bool(verbose), deadline)
+            take_over(solver.name, program, solution, own, deadline)
             if not options.is_loose:
                 self._question(program, solution)
-            retry(self.solver.name, program, solution, options.solver, deadline)
+            retry(solver.name, program, solution, own, deadline)
         clock.append(time.perf_counter())
         derivative, rows = self._finish(program, solution, options, differentiable, numbers)
         clock.append(time.perf_counter())
@@ -274,7 +297,7 @@ class SolutionMap:
             if any(len(theta[maps.parts[part][0]]) > 1 for part in f.depends_on)
         )
         each = 8.0 * (COPIES * varying + POINTS * (structure.n + 2 * structure.m))
-        if factored:
+        if factored and self.geometry.engine is None:
             each += memory_of_factor(self.geometry)
         limit = self.settings.max_batch_memory
         return slices(batch, each, SHARE * total_memory() if limit is None else limit)
@@ -401,8 +424,11 @@ class SolutionMap:
     def _resolve(self, program: ConeProgram, options: Options) -> ConeSolution:
         """A program as accurately as can be, for differences of solutions."""
         deadline = options.deadline()
-        solution = self.solver.solve(program, options.solver, deadline=deadline)
-        retry(self.solver.name, program, solution, options.solver, deadline)
+        solver = self._solvers[options.kind]
+        solution = solver.solve(program, options.solver, deadline=deadline)
+        take_over(solver.name, program, solution, options.solver, deadline)
+        self._question(program, solution)
+        retry(solver.name, program, solution, options.solver, deadline)
         rows = solution.solved | (solution.status == ALMOST_SOLVED)
         if rows.any():
             self._polish(_taken(program, rows), solution, rows)

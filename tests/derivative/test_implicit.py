@@ -29,9 +29,11 @@ DIMS = {
 }
 
 
-@pytest.fixture(params=["dense", "sparse"])
+@pytest.fixture(params=["lanes", "dense", "sparse"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of factoring, whatever the size."""
+    """All ways of solving the systems, whatever the size. Lanes leave singular ones to `factor`."""
+    if request.param != "lanes":
+        monkeypatch.setattr(Geometry, "engine", None)
     if request.param == "sparse":
         monkeypatch.setattr(system, "DENSE_SIZE", -1)
         monkeypatch.setattr(system, "DENSE_LIMIT", -1)

@@ -204,7 +204,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_only_what_failed_is_tried_again(failing: list[int]) -> None:
-    layer = cvxlayers.CvxpyLayer(*box())
+    layer = cvxlayers.CvxpyLayer(*box(), solver="CLARABEL")
     (x,), info = layer.solve(T, 1.0)
     assert failing == [3, 1]
     np.testing.assert_allclose(x, np.clip(T, 0, 1), atol=1e-6)
@@ -218,7 +218,7 @@ def test_the_chain_goes_on_to_another_solver(
     failing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CHAIN, "CLARABEL", (CHAIN["CLARABEL"][1],))
-    (x,), info = cvxlayers.CvxpyLayer(*box()).solve(T, 1.0)
+    (x,), info = cvxlayers.CvxpyLayer(*box(), solver="CLARABEL").solve(T, 1.0)
     assert failing == [3] and info.attempt.tolist() == [0, 1, 0]
     np.testing.assert_allclose(x, np.clip(T, 0, 1), atol=1e-6)
 
@@ -239,7 +239,7 @@ def test_an_answer_of_the_chain_counts_if_it_is_one(
     monkeypatch.setattr(SCS, "solve", nonsense)
     monkeypatch.setattr("cvxlayers.solution_map.polish", _no_steps)
     monkeypatch.setitem(CHAIN, "CLARABEL", (CHAIN["CLARABEL"][1],))
-    (x,), info = cvxlayers.CvxpyLayer(*box(), on_failure="nan").solve(T, 1.0)
+    (x,), info = cvxlayers.CvxpyLayer(*box(), solver="CLARABEL", on_failure="nan").solve(T, 1.0)
     assert info.status[1] == Status.ALMOST_SOLVED and np.isnan(x[1]).all()
     assert np.isfinite(x[[0, 2]]).all()
 
@@ -252,7 +252,7 @@ def _no_steps(geometry: Any, program: Any, x: Any, z: Any, s: Any) -> Any:
 
 
 def test_infeasible_instances_and_chosen_limits_are_not_tried_again(failing: list[int]) -> None:
-    layer = cvxlayers.CvxpyLayer(*box(), on_failure="nan")
+    layer = cvxlayers.CvxpyLayer(*box(), solver="CLARABEL", on_failure="nan")
     layer.solve(T[:2], U[:2])
     assert failing == [2]  # infeasible is an answer
     _, info = layer.solve(T[:2], 1.0, solver_args={"max_iters": 2})

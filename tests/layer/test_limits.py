@@ -162,7 +162,7 @@ def test_failures_in_pieces(solver: str) -> None:
 
 
 def test_the_limit_of_memory_holds() -> None:
-    n, batch, limit = 20, 500, 1.5e7
+    n, batch, limit = 20, 500, 4e6
     x, L, q = cp.Variable(n), cp.Parameter((n, n)), cp.Parameter(n)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ x) + q @ x), [x <= 1, x >= -1])
     rng = np.random.default_rng(0)

@@ -11,8 +11,8 @@ CLARABEL, SCS, DIFFCP = (get_solver(name) for name in ("CLARABEL", "SCS", "DIFFC
 
 
 def test_nothing_given() -> None:
-    assert resolve_options(CLARABEL) == Options({}, None, None)
-    assert resolve_options(CLARABEL, None, {}, None) == Options({}, None, None)
+    assert resolve_options(CLARABEL) == Options(CLARABEL, {}, None, None)
+    assert resolve_options(CLARABEL, None, {}, None) == Options(CLARABEL, {}, None, None)
 
 
 def test_common_options_take_the_solvers_own_names() -> None:
@@ -56,12 +56,12 @@ def test_no_layer_is_changed_or_returned() -> None:
 
 
 def test_flags_are_kept_apart() -> None:
-    assert resolve_options(SCS, {"polish": False, "verbose": True}) == Options({}, False, True)
+    assert resolve_options(SCS, {"polish": False, "verbose": True}) == Options(SCS, {}, False, True)
 
 
 @pytest.mark.parametrize("name", ["eps", "max_iters", "polish", "verbose"])
 def test_none_is_not_given(name: str) -> None:
-    assert resolve_options(SCS, {name: None}) == Options({})
+    assert resolve_options(SCS, {name: None}) == Options(SCS, {})
 
 
 @pytest.mark.parametrize("eps", [0, -1e-8, np.inf, np.nan, "1e-8", True, [1e-8]])

@@ -17,12 +17,12 @@ def test_every_registered_solver_is_there(name: str) -> None:
 
 
 def test_names_are_cvxpys_and_case_does_not_matter() -> None:
-    assert {cp.CLARABEL, cp.SCS, cp.DIFFCP} == set(SOLVERS)
+    assert {"LANES", cp.CLARABEL, cp.SCS, cp.DIFFCP} == set(SOLVERS)
     assert get_solver("scs") is get_solver(cp.SCS) is get_solver("Scs")
 
 
 def test_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"'GUROBI'.*CLARABEL, SCS, DIFFCP"):
+    with pytest.raises(ValueError, match=r"'GUROBI'.*LANES, CLARABEL, SCS, DIFFCP"):
         get_solver("GUROBI")
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cvxlayers.lanes import load
 from cvxlayers.program import ConeDims, ConeProgram, Pattern, ProblemStructure
 from cvxlayers.status import Status
+
+#: The solver of small problems where none was named: another one where LANES was not compiled.
+DEFAULT = "CLARABEL" if load() is None else "LANES"
 
 
 def scalar_batch() -> tuple[ConeProgram, list[Status]]:

@@ -148,14 +148,15 @@ def canonicalize(
         dims = ConeDims(
             dims.zero, int(kept[dims.zero : dims.zero + dims.nonneg].sum()), *_tail(dims)
         )
+    A_map = _affine_map(A_tensor, columns)
     return CanonicalProblem(
-        structure=ProblemStructure(dims, P_pattern, A_pattern),
+        structure=ProblemStructure(dims, P_pattern, A_pattern, A_map.fixed),
         parameters=tuple(parameter_spec(p, k) for k, p in enumerate(parameters)),
         outputs=outputs(problem, chain, cone_program, inverse_data, variables, kept),
         parts=parts,
         P=_affine_map(P_tensor, columns),
         q=_affine_map(sp.csr_array(cone_program.q)[:n], columns),
-        A=_affine_map(A_tensor, columns),
+        A=A_map,
         b=b_map,
     )
 

@@ -101,7 +101,8 @@ def write(path: PathLike, canonical: CanonicalProblem, settings: Mapping[str, An
         The name of the file, as it is: no suffix is added.
     canonical : CanonicalProblem
     settings : mapping
-        The fields of `cvxlayers.settings.Settings`, zero for a number that is None.
+        The fields of `cvxlayers.settings.Settings`, zero for a number that is None, and an empty
+        name for a solver that is.
 
     Raises
     ------
@@ -256,7 +257,8 @@ def from_arrays(
     maps = {name: _map(rest, f"map.{name}", sizes[name], widths) for name in _MAPS}
     outputs = tuple(_output(rest, k, v, (n, m)) for k, v in enumerate(problem["outputs"]))
     rest.finish()
-    return CanonicalProblem(ProblemStructure(dims, P, A), parameters, outputs, parts, **maps)
+    structure = ProblemStructure(dims, P, A, maps["A"].fixed)
+    return CanonicalProblem(structure, parameters, outputs, parts, **maps)
 
 
 # The file.

@@ -7,6 +7,8 @@ At a solution, with w = s − z, s = Π(w), z = Π(w) − w, D = DΠ(w) = U diag
 
 One symmetric system serves the gradient (`ImplicitDerivative.vjp`), the directional derivative
 (`jvp`) and the Newton steps that polish the solution (`polish`). Derivation: docs/how_it_works.
+Where there is an engine (`cvxlayers.lanes`) the same system is solved in lanes (`LaneSystem`), and
+`factor` is for singular ones.
 """
 
 from cvxlayers.derivative.balance import row_scales

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.cones import ProductCone
+from cvxlayers.lanes import Engine, engine_for
 from cvxlayers.program import Pattern, ProblemStructure
 
 __all__ = ["Geometry"]
@@ -78,6 +79,11 @@ class Geometry:
         self.apply_At = _Gather(A.cols, A.rows, entries, structure.n)
         # Kept here by the sparse system when it first needs it.
         self.sparse_assembly: Any = None
+
+    @property
+    def engine(self) -> Engine | None:
+        """What solves many instances at once, if there is one for this structure."""
+        return engine_for(self.structure)
 
     def dense_A(self, values: Array) -> Array:
         """A as a dense array, shape (len(values), m, n)."""

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from cvxlayers.derivative.balance import scale_rows
 from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.derivative.in_lanes import LaneSystem
 from cvxlayers.derivative.quality import Quality
 from cvxlayers.derivative.strictness import is_strict
 from cvxlayers.derivative.system import System, factor
@@ -73,16 +74,24 @@ class ImplicitDerivative:
         system: System | None = None,
         tau: Array | None = None,
     ):
-        self.geometry, self.x, self.z, self.s = geometry, x, z, s
+        self.geometry, self.program, self.x, self.z, self.s = geometry, program, x, z, s
         self._tau, self._nearby = tau, system
-        # What follows is in scaled rows.
-        if tau is not None:
-            program, z, s = scale_rows(geometry, program, tau), z * tau, s / tau
-        self._program, self._z, self._s = program, z, s
+        # In scaled rows.
+        self._z, self._s = (z, s) if tau is None else (z * tau, s / tau)
 
     @cached_property
-    def system(self) -> System:
-        """The factored KKT system, made when it is first needed."""
+    def _program(self) -> ConeProgram:
+        """The program in scaled rows."""
+        if self._tau is None:
+            return self.program
+        return scale_rows(self.geometry, self.program, self._tau)
+
+    @cached_property
+    def system(self) -> System | LaneSystem:
+        """The KKT system, made when it is first needed: in lanes, or factored in scaled rows."""
+        engine = self.geometry.engine
+        if engine is not None:
+            return LaneSystem(engine, self.geometry, self.program, self.x, self.z, self.s)
         program, w, nearby = self._program, self._s - self._z, self._nearby
         self._nearby = None
         if nearby is None:
@@ -96,12 +105,12 @@ class ImplicitDerivative:
     def quality(self) -> Quality:
         """Degenerate is where the KKT system is singular, so that its least-squares solution of
         smallest norm is taken, or where complementarity is not strict."""
-        strict = is_strict(self.geometry, self._program, self._z, self._s)
+        strict = is_strict(self.geometry, self.program, self.x, self.z, self.s)
         return Quality(self.system.degenerate | ~strict, self.system.residual)
 
     def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
         """See `cvxlayers.program.Linearization`."""
-        u, v = self._adjoint(gx, self._over_tau(gz))
+        u, v = self._newton(gx, self._over_tau(gz))
         return contract(self.geometry, u, self._over_tau(v), self.x, self.z, wanted)
 
     def jvp(self, tangent: ProgramTangent, wanted: Wanted) -> tuple[Array, Array]:
@@ -115,16 +124,16 @@ class ImplicitDerivative:
         """See `cvxlayers.program.Linearization`."""
         geometry, gz = self.geometry, self._over_tau(gz)
         along = self._along(tangent, wanted)
-        u, v = self._adjoint(gx, gz)
+        u, v = self._newton(gx, gz)
         right_x = -(geometry.apply_P(along.P, u) + geometry.apply_At(along.A, v))
         right_z = -geometry.apply_A(along.A, u)
         if geometry.cone.elementwise:
-            a, e = self._adjoint(right_x, right_z)
+            a, e = self._newton(right_x, right_z)
         else:
             h = -(v + geometry.apply_A(self._program.A, u))
             kappa = self._bend(along.dw, h if gz is None else h + gz)
             right_x -= geometry.apply_At(self._program.A, kappa)
-            a, e = self._adjoint(right_x, right_z - kappa)
+            a, e = self._newton(right_x, right_z - kappa)
             e += kappa
         v, e, dz = self._over_tau(v), self._over_tau(e), self._over_tau(along.dz)
         total = contract(geometry, a, e, self.x, self.z, wanted)
@@ -141,10 +150,10 @@ class ImplicitDerivative:
         r1 -= geometry.apply_P(two.P, one.dx) + geometry.apply_At(two.A, one.dz)
         r2 = -(geometry.apply_A(one.A, two.dx) + geometry.apply_A(two.A, one.dx))
         if geometry.cone.elementwise:
-            dx, dz = self.system.newton(r1, r2)
+            dx, dz = self._newton(r1, r2)
         else:
             c = self._bend(one.dw, two.dw)
-            dx, dz = self.system.newton(r1 - geometry.apply_At(self._program.A, c), r2 - c)
+            dx, dz = self._newton(r1 - geometry.apply_At(self._program.A, c), r2 - c)
             dz = dz + c
         return dx, self._over_tau(dz)
 
@@ -158,14 +167,15 @@ class ImplicitDerivative:
             dA = dA / self._tau[:, structure.A.rows]
         r1 = -(geometry.apply_P(dP, self.x) + dq + geometry.apply_At(dA, self._z))
         r2 = db - geometry.apply_A(dA, self.x)
-        dx, dz = self.system.newton(r1, r2)
-        return _Direction(geometry, self._program.A, dP, dA, r2, dx, dz)
+        dx, dz = self._newton(r1, r2)
+        return _Direction(self, dP, dA, r2, dx, dz)
 
-    def _adjoint(self, gx: Array, gz: Array | None) -> tuple[Array, Array]:
-        """(u, v) for a gradient; gz and v in scaled rows."""
-        spectrum = self.system.spectrum
-        u, v = self.system.solve(gx, None if gz is None else spectrum.rotate(gz))
-        return u, spectrum.unrotate(v)
+    def _newton(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
+        """The solution of the KKT system, r2 and what belongs to it in scaled rows."""
+        if self._tau is None or isinstance(self.system, System):
+            return self.system.newton(r1, r2)
+        u, v = self.system.newton(r1, None if r2 is None else r2 * self._tau)
+        return u, v * self._tau
 
     def _bend(self, h: Array, k: Array) -> Array:
         """D²Π(w)[h, k]."""
@@ -178,10 +188,9 @@ class ImplicitDerivative:
 @dataclass(frozen=True, eq=False)
 class _Direction:
     """P and A of a direction, r₂, and the change (dx, dz) of the points along it, in scaled rows
-    of a program with the values A."""
+    of the derivative `of`."""
 
-    geometry: Geometry
-    program_A: Array
+    of: ImplicitDerivative
     P: Array
     A: Array
     r2: Array
@@ -191,7 +200,7 @@ class _Direction:
     @property
     def dw(self) -> Array:
         """ds − dz with ds = r₂ − A dx."""
-        return self.r2 - self.geometry.apply_A(self.program_A, self.dx) - self.dz
+        return self.r2 - self.of.geometry.apply_A(self.of._program.A, self.dx) - self.dz
 
 
 def contract(

@@ -107,6 +107,22 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): the solver's answers, all finite.
     """
+    engine = geometry.engine
+    if engine is None:
+        return _in_units(geometry, program, x, z, s)
+    x, z, s = (np.array(v, order="C") for v in (x, z, s))
+    point = Polished(x, z, s, engine.polish(program, x, z, s), None)
+    # Where that fails, Newton's method needs other starts, or exact least squares.
+    rest = np.flatnonzero(~np.isfinite(point.residual))
+    if len(rest):
+        part = program if len(rest) == len(x) else program.take(rest)
+        again = _in_units(geometry, part, x[rest], z[rest], s[rest])
+        for name in ("x", "z", "s", "residual"):
+            getattr(point, name)[rest] = getattr(again, name)
+    return point
+
+
+def _in_units(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:
     unit = _units(program)
     if unit is None:
         return _balanced(geometry, program, x, z, s)

@@ -188,6 +188,11 @@ class _SmoothedGeometry(Geometry):
         self.cone = _SmoothedCone(geometry.cone, mu)
         self._exact, self.mu = geometry, mu
 
+    @property
+    def engine(self) -> None:
+        """Lanes know the exact cones alone."""
+        return None
+
     def take(self, rows: NDArray[np.intp]) -> _SmoothedGeometry:
         """That of the instances `rows` alone."""
         return _SmoothedGeometry(self._exact, self.mu[rows])

@@ -21,12 +21,15 @@ Array = NDArray[np.float64]
 
 # Slack and dual count as zero below this, relative to the largest ones of the instance.
 VANISHING = 1e-8
+ROUNDING = 1e-14
 # For the exponential cone the point of its central ray, s = −∇φ(s): inside it and its dual.
 # Domahidi, Chu & Boyd, *ECOS*, 2013; Serrano, *Algorithms for unsymmetric cone optimization*, 2015.
 EXPONENTIAL = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
 
 
-def is_strict(geometry: Geometry, program: ConeProgram, z: Array, s: Array) -> NDArray[np.bool_]:
+def is_strict(
+    geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array
+) -> NDArray[np.bool_]:
     """Shape (B,): where s + z is inside the cones, apart from rounding.
 
     The trace of DΠ jumps by one or more between w − εe and w + εe if there is a kink between them,
@@ -35,8 +38,16 @@ def is_strict(geometry: Geometry, program: ConeProgram, z: Array, s: Array) -> N
     Duals that are rounding, all of them, because the objective is at its own optimum, may pass for
     duals: a bound such as that of `cp.norm`, which nothing forces, would be flagged otherwise.
     """
-    size_s = _size(s, program.b)
-    size_z = _size(z, program.q)
+    # Where the data are zero, so is the solution, and what is left of it is rounding.
+    none = (np.abs(program.q).max(axis=1, initial=0.0) == 0.0) & (
+        np.abs(program.b).max(axis=1, initial=0.0) == 0.0
+    )
+    size_s, size_z = (
+        np.where(none[:, None], 1.0, _size(*pair)) for pair in ((s, program.b), (z, program.q))
+    )
+    # Duals may be zero, all of them: then they are the rounding of the terms of P x.
+    terms = np.abs(program.P).max(axis=1, initial=0.0) * np.abs(x).max(axis=1, initial=0.0)
+    size_z = np.maximum(size_z, ROUNDING / VANISHING * terms[:, None])
     # As `balance` does, but for all rows alike: s and z of one size.
     sigma, size = np.sqrt(size_s / size_z), np.sqrt(size_s * size_z)
     w = s / sigma - z * sigma

@@ -106,10 +106,10 @@ class System:
         for_each(len(self.pieces), lambda: solve)
         return u, v
 
-    def newton(self, r1: Array, r2: Array) -> tuple[Array, Array]:
-        """(dx, dz) with P dx + Aᵀdz = r₁ and A dx + ds = r₂, (ds, dz) tangent to the cones'
-        complementarity at w."""
-        dx, v = self.solve(r1, self.spectrum.rotate(r2))
+    def newton(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
+        """(dx, dz) with P dx + Aᵀdz = r₁ and A dx + ds = r₂ (None: zero), (ds, dz) tangent to the
+        cones' complementarity at w."""
+        dx, v = self.solve(r1, None if r2 is None else self.spectrum.rotate(r2))
         return dx, self.spectrum.unrotate(v)
 
 

@@ -54,7 +54,8 @@ def vmap(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callab
     >>> x, b = cp.Variable(2), cp.Parameter(2)
     >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= 0])
     >>> layer = CvxpyLayer(problem, parameters=[b], variables=[x])
-    >>> vmap(mx.grad(lambda b: layer(b)[0].square().sum()))(mx.array([[1.0, -2.0], [3.0, 4.0]]))
+    >>> gradient = vmap(mx.grad(lambda b: layer(b)[0].square().sum()))
+    >>> gradient(mx.array([[1.0, -2.0], [3.0, 4.0]])).round(6)
     array([[2, 0],
            [6, 8]], dtype=float32)
     """

@@ -9,14 +9,18 @@ from importlib import import_module
 
 from cvxlayers.solvers.base import Solver
 
-__all__ = ["SOLVERS", "Solver", "get_solver"]
+__all__ = ["DEFAULTS", "SOLVERS", "Solver", "get_solver"]
 
-#: CVXPY's own name of every solver, and where its class is: ``module:Class``.
+#: The name of every solver, CVXPY's own but for LANES, and where its class is: ``module:Class``.
 SOLVERS: dict[str, str] = {
+    "LANES": "cvxlayers.solvers.lanes:Lanes",
     "CLARABEL": "cvxlayers.solvers.clarabel:Clarabel",
     "SCS": "cvxlayers.solvers.scs:SCS",
     "DIFFCP": "cvxlayers.solvers.diffcp:Diffcp",
 }
+
+#: Which of them are used where none was named: the first that takes the problem.
+DEFAULTS = ("LANES", "CLARABEL")
 
 
 def get_solver(name: str) -> type[Solver]:

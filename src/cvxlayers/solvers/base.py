@@ -28,9 +28,9 @@ class Solver(ABC):
     Attributes
     ----------
     name : str
-        CVXPY's own name for the solver.
+        CVXPY's own name for the solver, if CVXPY has it.
     cones : frozenset of str
-        Kinds of cones it takes, as in `ConeDims.kinds`.
+        Kinds of cones it takes, as in `ConeDims.kinds`; see `refusal`.
     options : frozenset of str
         The options it understands, under the solver's own names.
     has_derivative : bool
@@ -44,6 +44,15 @@ class Solver(ABC):
 
     def __init__(self, structure: ProblemStructure):
         self.structure = structure
+
+    @classmethod
+    def refusal(cls, structure: ProblemStructure) -> str | None:
+        """Why the solver does not take problems of this structure, as a sentence without its full
+        stop; None where it does."""
+        missing = structure.dims.kinds - cls.cones
+        if missing:
+            return f"{cls.name} does not handle the cones {sorted(missing)} of this problem"
+        return None
 
     @classmethod
     @abstractmethod

@@ -1,14 +1,15 @@
-"""Clarabel: interior point, every cone, P native. The default.
+"""Clarabel: interior point, every cone, P native. For single and large problems, and what the
+others fail at.
 
 A fresh solver is made for every instance. Clarabel can update the data of an existing one, but it
 keeps the equilibration of the first data then, and an answer would depend on its neighbours.
 
 Clarabel judges a certificate of infeasibility relative to the size of the certificate, so that it
 calls feasible problems infeasible when their data are large: half of the projections of vectors of
-size 1e4 onto the simplex. An infeasible instance is therefore tried again: with tighter
-tolerances for certificates, and with b and q scaled to size one. That is the same problem, because
-cones are homogeneous: (σb, σq) has the solution σ(x, z, s); small data are scaled up from the
-start. If it still counts as infeasible, the
+size 1e4 onto the simplex (see `certificates`). An infeasible instance is therefore tried again:
+with tighter tolerances for certificates, and with b and q scaled to size one. That is the same
+problem, because cones are homogeneous: (σb, σq) has the solution σ(x, z, s); small data are scaled
+up from the start. If it still counts as infeasible, the
 certificate must prove it for all points of a reasonable size.
 """
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from cvxlayers.parallel import for_each, is_stopped
 from cvxlayers.program import ConeDims, ConeProgram, ConeSolution
 from cvxlayers.solvers.base import Solver, seconds_left
+from cvxlayers.solvers.certificates import is_proof, power_of
 from cvxlayers.status import Status
 
 __all__ = ["Clarabel"]
@@ -37,11 +39,6 @@ ALMOST_SOLVED = int(Status.ALMOST_SOLVED)
 HAS_POINT = (int(Status.SOLVED), ALMOST_SOLVED)
 # Data below this size are scaled up before the solve.
 TINY = 1e-2
-# A certificate counts if only points of this many times the size of the data escape it, …
-PROOF = 1e4
-# … and their square or cube where the cones allow for squares or more: auxiliary variables bound
-# them from above.
-POWERS = {"soc": 2, "psd": 2, "exp": 3, "pow": 3}
 # From this number of stored entries on a solve can last so long that Ctrl-C should reach it.
 LONG = 20_000
 
@@ -167,7 +164,7 @@ class Clarabel(Solver):
 
             return body
 
-        power = max((POWERS.get(kind, 1) for kind in self.structure.dims.kinds), default=1)
+        power = power_of(self.structure.dims)
         # Whoever sets the tolerances for certificates knows what they mean.
         doubts = not any(name.startswith("tol_infeas") for name in options)
         results: list[Any] = [None] * program.batch
@@ -276,44 +273,16 @@ def _second_try(
     if scaled is None or str(scaled.status) == "Solved":
         return scaled, sigma
     for result in (second, scaled, first):
-        if str(result.status) in DOUBTFUL[:2] and _is_proof(result, P, q, A, b, power):
+        if str(result.status) in DOUBTFUL[:2] and _proves(result, P, q, A, b, power):
             return result, 1.0
     return first, None
 
 
-def _is_proof(result: Any, P: Any, q: Array, A: Any, b: Array, power: int) -> bool:
-    """Whether a certificate holds up.
-
-    z with Aᵀz = 0, z ∈ K*, bᵀz < 0 excludes all x with ‖x‖₁ < -bᵀz / ‖Aᵀz‖; x with P x = 0,
-    A x + s = 0, qᵀx < 0 is a direction of descent that excludes all dual points but those of a
-    size given likewise. They have to be larger than what the data lead to: A x for an x of the
-    size that the rows ask for (or one), and its powers.
-    """
+def _proves(result: Any, P: Any, q: Array, A: Any, b: Array, power: int) -> bool:
+    """Whether the certificate that a result is holds up."""
     x, z, s = (np.asarray(part) for part in (result.x, result.z, result.s))
-    if str(result.status) == "PrimalInfeasible":
-        gain, error, offset = b @ z, _height(A.T @ z), b
-        rows = _largest(A.indices, A.data, len(b))
-    else:
-        Px = P @ x + P.T @ x - P.diagonal() * x
-        gain, error, offset = q @ x, max(_height(Px), _height(A @ x + s)), q
-        rows = _largest(np.repeat(np.arange(len(q)), np.diff(A.indptr)), A.data, len(q))
-    told = rows > 0.0
-    extent = max(_height(offset), _height(offset[told] / rows[told]))
-    size = max(1.0, extent) * max(1.0, _height(A.data), _height(P.data))
-    # In the unit of the data where they are small.
-    unit = min(1.0, extent) if extent else 1.0
-    return bool(-gain > PROOF * size**power * unit * error)
-
-
-def _largest(index: Any, values: Array, count: int) -> Array:
-    """The largest entry of every row, or column."""
-    largest = np.zeros(count)
-    np.maximum.at(largest, index, np.abs(values))
-    return largest
-
-
-def _height(values: Any) -> float:
-    return float(np.abs(values).max(initial=0.0))
+    primal = str(result.status) == "PrimalInfeasible"
+    return is_proof(None if primal else x, z, s, P, q, A, b, power)
 
 
 def _power_of_two(size: float) -> float:

@@ -20,7 +20,7 @@ from cvxlayers.solvers import SOLVERS, get_solver
 from cvxlayers.solvers.base import Solver
 from cvxlayers.warning import warn
 
-__all__ = ["COMMON_OPTIONS", "Options", "resolve_options"]
+__all__ = ["COMMON_OPTIONS", "Options", "knows_options", "resolve_options"]
 
 # Names of tolerances, and the value from which on a solution is expected to be inaccurate.
 _TOLERANCES = frozenset(
@@ -37,6 +37,8 @@ class Options:
 
     Attributes
     ----------
+    kind : type of Solver
+        The solver that they are for.
     solver : dict
         Options under the solver's own names, for `Solver.solve`. A fresh dict.
     polish : bool or None
@@ -48,6 +50,7 @@ class Options:
         Seconds that the solver may take for all instances together.
     """
 
+    kind: type[Solver]
     solver: dict[str, Any]
     polish: bool | None = None
     verbose: bool | None = None
@@ -119,7 +122,16 @@ def resolve_options(solver: type[Solver], *layers: Mapping[str, Any] | None) -> 
         merged |= native
     if foreign:
         warn(_foreign_message(solver, foreign), UserWarning)
-    return Options(merged, flags.get("polish"), flags.get("verbose"), flags.get("time_limit"))
+    return Options(
+        solver, merged, flags.get("polish"), flags.get("verbose"), flags.get("time_limit")
+    )
+
+
+def knows_options(solver: type[Solver], *layers: Mapping[str, Any] | None) -> bool:
+    """Whether a solver has all the options that some solver has."""
+    named = {name for layer in layers if isinstance(layer, Mapping) for name in layer}
+    others = named - solver.options - set(COMMON_OPTIONS)
+    return not any(isinstance(name, str) and _owners(name) for name in others)
 
 
 def _checked(name: str, value: Any) -> Any:

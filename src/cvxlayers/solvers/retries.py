@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvxlayers.program import ConeProgram, ConeSolution
 from cvxlayers.solvers import get_solver
 from cvxlayers.status import Status
 
-__all__ = ["CHAIN", "Retry", "retry"]
+__all__ = ["CHAIN", "Retry", "retry", "take_over"]
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,30 @@ class Retry:
 
     solver: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: Whether it is asked as if it had been chosen: with the same options, and its word counts.
+    takes_over: bool = False
 
 
+_AFTER_CLARABEL = (
+    # Ill-conditioned systems: more regularisation, more careful steps and scaling.
+    Retry(
+        "CLARABEL",
+        {
+            "static_regularization_constant": 1e-7,
+            "iterative_refinement_max_iter": 50,
+            "equilibrate_max_iter": 50,
+            "max_step_fraction": 0.9,
+            "max_iter": 500,
+        },
+    ),
+    # It also tells infeasible and unbounded problems that Clarabel gets lost in, such as one in
+    # four of min cᵀx with a single equality.
+    Retry("SCS", {"eps_abs": 1e-9, "eps_rel": 1e-9, "eps_infeas": 1e-10, "max_iters": 50_000}),
+)
 #: What is tried after each solver. DIFFCP brings a derivative of its own for its own answers.
 CHAIN: dict[str, tuple[Retry, ...]] = {
-    "CLARABEL": (
-        # Ill-conditioned systems: more regularisation, more careful steps and scaling.
-        Retry(
-            "CLARABEL",
-            {
-                "static_regularization_constant": 1e-7,
-                "iterative_refinement_max_iter": 50,
-                "equilibrate_max_iter": 50,
-                "max_step_fraction": 0.9,
-                "max_iter": 500,
-            },
-        ),
-        # It also tells infeasible and unbounded problems that Clarabel gets lost in, such as one in
-        # four of min cᵀx with a single equality.
-        Retry("SCS", {"eps_abs": 1e-9, "eps_rel": 1e-9, "eps_infeas": 1e-10, "max_iters": 50_000}),
-    ),
+    "LANES": (Retry("CLARABEL", takes_over=True), *_AFTER_CLARABEL),
+    "CLARABEL": _AFTER_CLARABEL,
     "SCS": (Retry("CLARABEL"),),
     "DIFFCP": (),
 }
@@ -59,6 +64,31 @@ _LIMIT = int(Status.MAX_ITERATIONS)
 _SOLVED, _ALMOST = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
 # An iteration limit that the caller chose is meant.
 _LIMITS = ("max_iter", "max_iters")
+
+
+def take_over(
+    solver: str,
+    program: ConeProgram,
+    solution: ConeSolution,
+    options: Mapping[str, Any],
+    deadline: float | None = None,
+) -> None:
+    """Give the instances to another solver that the chosen one ended at without an answer, where
+    its chain begins with one that takes over. Arguments as in `retry`."""
+    if (solution.status == _SOLVED).all():
+        return
+    chain = CHAIN[solver]
+    rows = np.flatnonzero(_worth_trying(program, solution, options))
+    if not len(rows) or not chain or not chain[0].takes_over:
+        return
+    kind = get_solver(chain[0].solver)
+    found = kind(program.structure).solve(program.take(rows), options, deadline=deadline)
+    solution.seconds[rows] += found.seconds
+    # An almost solved point is better than none.
+    kept = (solution.status[rows] == _ALMOST) & ~np.isin(found.status, [_SOLVED, _ALMOST])
+    for name in ("x", "z", "s", "status", "iterations"):
+        getattr(solution, name)[rows[~kept]] = getattr(found, name)[~kept]
+    solution.attempt[rows[~kept]] = 1
 
 
 def retry(
@@ -84,21 +114,16 @@ def retry(
     """
     if (solution.status == _SOLVED).all():
         return
-    worth = _WORTH if any(name in options for name in _LIMITS) else [*_WORTH, _LIMIT]
-    failed = np.isin(solution.status, worth)
+    failed = _worth_trying(program, solution, options)
     if not failed.any():
         return
-    failed &= program.is_finite()
-    for name in _LIMITS:
-        # Clarabel calls almost solved what it was stopped at, too.
-        if name in options:
-            failed &= solution.iterations < options[name]
     kinds = program.structure.dims.kinds
     moderate = np.ones(program.batch, dtype=bool)
     for values in (program.P, program.q, program.A, program.b):
         moderate &= np.abs(values).max(axis=1, initial=0.0) <= MODERATE
     for number, step in enumerate(CHAIN[solver], 1):
-        rows = np.flatnonzero(failed)
+        # What another solver has taken over has been tried.
+        rows = np.flatnonzero(failed & ~(step.takes_over & (solution.attempt == number)))
         kind = get_solver(step.solver)
         if not len(rows) or kinds - kind.cones:
             continue
@@ -115,3 +140,19 @@ def retry(
         solution.status[rows[told]] = found.status[told]
         solution.attempt[rows[told]] = number
         failed[rows[solved | told]] = False
+
+
+def _worth_trying(
+    program: ConeProgram, solution: ConeSolution, options: Mapping[str, Any]
+) -> NDArray[np.bool_]:
+    """Shape (B,): which instances another try may help."""
+    worth = _WORTH if any(name in options for name in _LIMITS) else [*_WORTH, _LIMIT]
+    failed = np.isin(solution.status, worth)
+    if not failed.any():
+        return failed
+    failed &= program.is_finite()
+    for name in _LIMITS:
+        # Clarabel calls almost solved what it was stopped at, too.
+        if name in options:
+            failed &= solution.iterations < options[name]
+    return failed

@@ -1,0 +1,97 @@
+// Scaling of the data: P̂ = c D P D, Â = E A D, q̂ = c D q, b̂ = E b.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kkt.hpp"
+
+namespace lanes {
+
+inline constexpr int kEquilibrationRounds = 10;
+inline constexpr double kLeastScale = 1e-4, kLargestScale = 1e4;
+
+// D and E for [P Aᵀ; A 0] (Ruiz, A scaling algorithm to equilibrate both rows and columns norms in
+// matrices, 2001), one number for all rows of a curved cone. P and A are scaled in place.
+template <class V>
+void equilibrate(const Structure& s, int rounds, V* P, V* A, V* d, V* e) {
+  std::vector<V> column(s.n), row(s.m);
+  for (int j = 0; j < s.n; ++j) d[j] = V(1.0);
+  for (int i = 0; i < s.m; ++i) e[i] = V(1.0);
+  const auto apply = [&] {
+    for (int j = 0; j < s.n; ++j) {
+      for (int p = s.P.start[j]; p < s.P.start[j + 1]; ++p) {
+        P[p] *= column[j] * column[s.P.index[p]];
+      }
+      for (int p = s.A.start[j]; p < s.A.start[j + 1]; ++p) A[p] *= column[j] * row[s.A.index[p]];
+    }
+  };
+  const auto correct = [](V size, V scale) {
+    const V root = V(1.0) / sqrt(select(size > V(0.0), size, V(1.0)));
+    const V product = min(max(scale * root, V(kLeastScale)), V(kLargestScale));
+    return product / scale;
+  };
+  for (int round = 0; round < rounds; ++round) {
+    for (V& v : column) v = V(0.0);
+    for (V& v : row) v = V(0.0);
+    for (int j = 0; j < s.n; ++j) {
+      for (int p = s.P.start[j]; p < s.P.start[j + 1]; ++p) {
+        const V size = abs(P[p]);
+        column[j] = max(size, column[j]);
+        column[s.P.index[p]] = max(size, column[s.P.index[p]]);
+      }
+      for (int p = s.A.start[j]; p < s.A.start[j + 1]; ++p) {
+        const V size = abs(A[p]);
+        column[j] = max(size, column[j]);
+        row[s.A.index[p]] = max(size, row[s.A.index[p]]);
+      }
+    }
+    for (int j = 0; j < s.n; ++j) {
+      column[j] = correct(column[j], d[j]);
+      d[j] *= column[j];
+    }
+    for (int i = 0; i < s.m; ++i) {
+      row[i] = correct(row[i], e[i]);
+      e[i] *= row[i];
+    }
+    apply();
+  }
+  if (s.blocks.empty()) return;
+  for (V& v : column) v = V(1.0);
+  for (V& v : row) v = V(1.0);
+  for (const Block& block : s.blocks) {
+    V sum(0.0);
+    for (int i = block.row; i < block.row + block.rows; ++i) sum += e[i];
+    const V mean = sum * V(1.0 / block.rows);
+    for (int i = block.row; i < block.row + block.rows; ++i) {
+      row[i] = mean / e[i];
+      e[i] = mean;
+    }
+  }
+  apply();
+}
+
+// M, which has the scale of P.
+template <class V>
+void scale_products(const Structure& s, const V* d, V* M) {
+  for (int k = 0; k < s.M_entries(); ++k) M[k] *= d[s.M[k].first] * d[s.M[k].second];
+}
+
+// c = 1/max(mean of the largest entries of the columns of P, ‖q‖∞), P and q already in the scale d;
+// one where either is zero.
+template <class V>
+V cost_scale(const Structure& s, const V* P, const V* q) {
+  V sum(0.0);
+  for (int j = 0; j < s.n; ++j) {
+    V column(0.0);
+    for (int p = s.P_full.start[j]; p < s.P_full.start[j + 1]; ++p) {
+      column = max(abs(P[s.P_full.value[p]]), column);
+    }
+    sum += column;
+  }
+  const V mean = sum * V(1.0 / std::max(1, s.n)), height = largest(q, s.n);
+  const V bounded = min(max(V(1.0) / max(mean, height), V(kLeastScale)), V(kLargestScale));
+  return select((mean > V(0.0)) & (height > V(0.0)), bounded, V(1.0));
+}
+
+}  // namespace lanes

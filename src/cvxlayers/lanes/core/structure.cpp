@@ -1,0 +1,194 @@
+#include "structure.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+#include "cones/all.hpp"
+
+namespace lanes {
+namespace {
+
+Pattern by_columns(std::vector<int> start, std::vector<int> index) {
+  Pattern pattern{std::move(start), std::move(index), {}};
+  pattern.value.resize(pattern.index.size());
+  std::iota(pattern.value.begin(), pattern.value.end(), 0);
+  return pattern;
+}
+
+// The lines of another pattern, from (line, index, value) in any order.
+Pattern gathered(int lines, const std::vector<std::pair<int, int>>& entries,
+                 const std::vector<int>& values) {
+  Pattern pattern;
+  pattern.start.assign(lines + 1, 0);
+  for (const auto& entry : entries) ++pattern.start[entry.first + 1];
+  std::partial_sum(pattern.start.begin(), pattern.start.end(), pattern.start.begin());
+  std::vector<int> next(pattern.start.begin(), pattern.start.end() - 1);
+  pattern.index.resize(entries.size());
+  pattern.value.resize(entries.size());
+  for (std::size_t k = 0; k < entries.size(); ++k) {
+    const int place = next[entries[k].first]++;
+    pattern.index[place] = entries[k].second;
+    pattern.value[place] = values[k];
+  }
+  return pattern;
+}
+
+Pattern both_triangles(const Pattern& upper) {
+  std::vector<std::pair<int, int>> entries;
+  std::vector<int> values;
+  for (int j = 0; j < upper.lines(); ++j) {
+    for (int p = upper.start[j]; p < upper.start[j + 1]; ++p) {
+      entries.emplace_back(j, upper.index[p]);
+      values.push_back(p);
+      if (upper.index[p] != j) {
+        entries.emplace_back(upper.index[p], j);
+        values.push_back(p);
+      }
+    }
+  }
+  return gathered(upper.lines(), entries, values);
+}
+
+Pattern by_rows(const Pattern& columns, int rows) {
+  std::vector<std::pair<int, int>> entries;
+  for (int j = 0; j < columns.lines(); ++j) {
+    for (int p = columns.start[j]; p < columns.start[j + 1]; ++p) {
+      entries.emplace_back(columns.index[p], j);
+    }
+  }
+  return gathered(rows, entries, columns.value);
+}
+
+}  // namespace
+
+Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cones,
+                     std::vector<int> P_start, std::vector<int> P_index, std::vector<int> A_start,
+                     std::vector<int> A_index, std::vector<Pivot> eliminated,
+                     std::vector<std::pair<int, int>> products)
+    : n(n),
+      m(m),
+      zero(zero),
+      nonneg(nonneg),
+      blocks(std::move(cones)),
+      pivots(std::move(eliminated)),
+      M(std::move(products)) {
+  P = by_columns(std::move(P_start), std::move(P_index));
+  A = by_columns(std::move(A_start), std::move(A_index));
+  P_full = both_triangles(P);
+  A_rows = by_rows(A, m);
+  degree = nonneg;
+  h_size = nonneg;
+
+  std::vector<char> gone(n + m, 0);
+  L.start.push_back(0);
+  for (const Pivot& pivot : pivots) {
+    gone[pivot.variable] = gone[n + pivot.row] = 1;
+    for (int p = A_rows.start[pivot.row]; p < A_rows.start[pivot.row + 1]; ++p) {
+      if (A_rows.value[p] == pivot.a) continue;
+      L.index.push_back(A_rows.index[p]);
+      L.value.push_back(A_rows.value[p]);
+    }
+    L.start.push_back(static_cast<int>(L.index.size()));
+  }
+  // Numbers among the unknowns, −1 for those that are gone.
+  std::vector<int> number(n + m, -1);
+  for (int i = 0; i < n + m; ++i) {
+    if (gone[i]) continue;
+    number[i] = size();
+    unknowns.push_back(i);
+    sign.push_back(i < n ? 1.0 : -1.0);
+  }
+
+  std::vector<std::pair<int, int>> pairs;
+  for (int j = 0; j < n; ++j) {
+    for (int p = P.start[j]; p < P.start[j + 1]; ++p) pairs.emplace_back(P.index[p], j);
+  }
+  add_entries(of_P, number, pairs);
+  pairs.clear();
+  for (int j = 0; j < n; ++j) {
+    for (int p = A.start[j]; p < A.start[j + 1]; ++p) pairs.emplace_back(j, n + A.index[p]);
+  }
+  add_entries(of_A, number, pairs);
+  add_entries(of_M, number, M);
+  pairs.clear();
+  for (int i = 0; i < nonneg; ++i) pairs.emplace_back(n + zero + i, n + zero + i);
+
+  int row = zero + nonneg;
+  for (Block& block : blocks) {
+    const int first = n + row;
+    block.row = row;
+    block.h = h_size;
+    block.scaling = scaling_size;
+    block.projection = projection_size;
+    with_cone<double>(block, [&](auto cone) {
+      block.rows = cone.rows();
+      degree += cone.degree();
+      scaling_size += cone.scaling_size();
+      projection_size += cone.projection_size();
+      scratch_size = std::max(scratch_size, cone.scratch_size());
+    });
+    symmetric = symmetric && is_symmetric(block);
+    if (block.kind == Kind::kSecondOrder && SecondOrder<double>{block.size}.expanded()) {
+      const int sigma = static_cast<int>(number.size()), tau = sigma + 1;
+      for (const double expected : {-1.0, 1.0}) {
+        number.push_back(size());
+        unknowns.push_back(n + m);
+        sign.push_back(expected);
+      }
+      for (int i = 0; i < block.rows; ++i) pairs.emplace_back(first + i, first + i);
+      for (int i = 0; i < block.rows; ++i) pairs.emplace_back(first + i, sigma);
+      for (int i = 0; i < block.rows; ++i) pairs.emplace_back(first + i, tau);
+      pairs.emplace_back(sigma, sigma);
+      pairs.emplace_back(tau, tau);
+      arrows.push_back({block.h, block.rows, {number[sigma], number[tau]}, {}});
+      for (int i = 0; i < block.rows; ++i) arrows.back().rows.push_back(number[first + i]);
+      h_size += 3 * block.rows + 2;
+    } else {
+      for (int j = 0; j < block.rows; ++j) {
+        for (int i = 0; i <= j; ++i) pairs.emplace_back(first + i, first + j);
+      }
+      h_size += triangle_size(block.rows);
+    }
+    row += block.rows;
+  }
+  if (row != m) throw std::invalid_argument("the cones do not have the rows of A");
+  add_entries(of_H, number, pairs);
+}
+
+void Structure::add_entries(Scatter& from, const std::vector<int>& number,
+                            const std::vector<std::pair<int, int>>& pairs) {
+  for (std::size_t k = 0; k < pairs.size(); ++k) {
+    const int i = number[pairs[k].first], j = number[pairs[k].second];
+    if (i < 0 || j < 0) continue;
+    from.value.push_back(static_cast<int>(k));
+    entries.emplace_back(i, j);
+  }
+}
+
+void Structure::order(std::vector<int> permutation) {
+  symbolic = analyze(size(), entries, std::move(permutation));
+  auto entry = entries.begin();
+  for (Scatter* source : {&of_P, &of_A, &of_M, &of_H}) {
+    source->place.clear();
+    for (std::size_t k = 0; k < source->value.size(); ++k, ++entry) {
+      source->place.push_back(symbolic.place(entry->first, entry->second));
+    }
+  }
+  first_arrow = symbolic.panels();
+  for (Arrow& arrow : arrows) {
+    for (int& i : arrow.center) {
+      i = symbolic.position[i];
+      first_arrow = std::min(first_arrow, symbolic.panel_of[i]);
+    }
+    for (int& i : arrow.rows) i = symbolic.position[i];
+  }
+  diagonal.clear();
+  pivot_sign.clear();
+  for (int i = 0; i < size(); ++i) {
+    diagonal.push_back(symbolic.place(i, i));
+    pivot_sign.push_back(sign[symbolic.order[i]]);
+  }
+}
+
+}  // namespace lanes

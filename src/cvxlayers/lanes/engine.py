@@ -1,0 +1,268 @@
+"""The Python face of the compiled engine for one structure.
+
+The compiled classes take arrays as they are in `ConeProgram`, and write into arrays made here. Each
+call names the instances that it is for; the others' rows are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg
+from numpy.typing import NDArray
+
+from cvxlayers.lanes.elimination import find_elimination
+from cvxlayers.lanes.variants import load
+from cvxlayers.parallel import quiet, workers
+from cvxlayers.program import ConeProgram, ProblemStructure
+
+__all__ = ["OUTCOMES", "Answer", "Engine", "engine_for", "why_not"]
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+# What it takes: beyond, a solver for single instances is as fast, or its factor does not fit into
+# the caches that the lanes' speed comes from.
+MOST_UNKNOWNS = 20_000
+MOST_ENTRIES = 1_000_000
+MOST_STORED = 500_000
+LARGEST_PSD = 16
+
+#: What became of an instance, by the number that the compiled engine gives it.
+OUTCOMES = (
+    "solved",
+    "almost solved",
+    "primal infeasible",
+    "dual infeasible",
+    "iteration limit",
+    "insufficient progress",
+    "numerical error",
+    "stopped",
+)
+
+_engines: WeakKeyDictionary[ProblemStructure, Engine | str] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def _renew_lock() -> None:
+    # Another thread may have held it when the process was forked.
+    global _lock
+    _lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def engine_for(structure: ProblemStructure) -> Engine | None:
+    """The engine for a structure, made on first use; None where `why_not` says why."""
+    found = _engine_or_reason(structure)
+    return None if isinstance(found, str) else found
+
+
+def why_not(structure: ProblemStructure) -> str | None:
+    """Why there is no engine for a structure, as the end of a sentence; None where there is one."""
+    found = _engine_or_reason(structure)
+    return found if isinstance(found, str) else None
+
+
+def _engine_or_reason(structure: ProblemStructure) -> Engine | str:
+    with _lock:
+        if structure not in _engines:
+            _engines[structure] = _make(structure)
+        return _engines[structure]
+
+
+def _make(structure: ProblemStructure) -> Engine | str:
+    module = load()
+    if module is None:
+        return (
+            "was not compiled when cvxlayers was installed, or is switched off; install a C++ "
+            "compiler, such as g++, and then cvxlayers again"
+        )
+    dims, entries = structure.dims, structure.P.nnz + structure.A.nnz
+    if structure.n + structure.m > MOST_UNKNOWNS:
+        return (
+            f"takes up to {MOST_UNKNOWNS:,} variables and rows, not {structure.n + structure.m:,}"
+        )
+    if entries > MOST_ENTRIES:
+        return f"takes up to {MOST_ENTRIES:,} stored entries of P and A, not {entries:,}"
+    largest = max(dims.psd, default=0)
+    if largest > LARGEST_PSD:
+        return f"takes semidefinite matrices of up to {LARGEST_PSD} rows, not of {largest}"
+    engine = Engine(module, structure)
+    if engine.store > MOST_STORED:
+        return f"takes factors of up to {MOST_STORED:,} entries, not {engine.store:,}"
+    return engine
+
+
+class Answer:
+    """What `Engine.solve` found, for B instances: rows that it was not asked for are NaN.
+
+    Attributes
+    ----------
+    x, z, s : ndarray
+        Shapes (B, n), (B, m), (B, m). Of an infeasible instance, the certificate.
+    outcome : ndarray of int
+        Shape (B,): positions in `OUTCOMES`.
+    iterations : ndarray of int
+        Shape (B,).
+    seconds : ndarray
+        Shape (B,): the part of the time for which lanes were at work that is the instance's own.
+    """
+
+    def __init__(self, batch: int, structure: ProblemStructure):
+        self.x = np.full((batch, structure.n), np.nan)
+        self.z = np.full((batch, structure.m), np.nan)
+        self.s = np.full((batch, structure.m), np.nan)
+        self.outcome = np.full(batch, OUTCOMES.index("stopped"), dtype=np.int8)
+        self.iterations = np.zeros(batch, dtype=np.int64)
+        self.seconds = np.zeros(batch)
+
+
+class Engine:
+    """Solves, polishes and differentiates batches of one structure.
+
+    Parameters
+    ----------
+    module : module
+        A compiled variant.
+    structure : ProblemStructure
+    """
+
+    def __init__(self, module: Any, structure: ProblemStructure):
+        dims, A = structure.dims, structure.A
+        self._elimination = find_elimination(structure)
+        self._products: WeakKeyDictionary[ConeProgram, Array] = WeakKeyDictionary()
+        pivots: list[list[int]] = [[], [], [], []]
+        products: list[list[int]] = [[], []]
+        if self._elimination is not None:
+            e = self._elimination
+            parts = (A.rows[e.a_entries], A.cols[e.a_entries], e.a_entries, e.p_entries)
+            pivots = [part.tolist() for part in parts]
+            products = [e.i.tolist(), e.j.tolist()]
+        self._core = module.Engine(
+            structure.n,
+            structure.m,
+            dims.zero,
+            dims.nonneg,
+            list(dims.soc),
+            list(dims.psd),
+            dims.exp,
+            [float(np.asarray(alpha)) for alpha in dims.pow],
+            structure.P.indptr.tolist(),
+            structure.P.indices.tolist(),
+            structure.A.indptr.tolist(),
+            structure.A.indices.tolist(),
+            pivots,
+            products,
+        )
+        i, j = (np.array(v, dtype=np.int64) for v in self._core.entries)
+        self._core.order(_fill_reducing_order(self._core.unknowns, i, j).tolist())
+
+    @property
+    def store(self) -> int:
+        """Numbers in the factor of one instance."""
+        return int(self._core.store)
+
+    def solve(
+        self,
+        program: ConeProgram,
+        rows: Rows,
+        tolerances: tuple[float, float, float],
+        iterations: int,
+        seconds: float | None = None,
+    ) -> Answer:
+        """Solve the instances `rows`.
+
+        Parameters
+        ----------
+        program : ConeProgram
+        rows : ndarray of int
+        tolerances : tuple of float
+            Of the gap, absolute and relative, and of both residuals.
+        iterations : int
+            At most so many.
+        seconds : float, optional
+            After which to stop.
+        """
+        answer = Answer(program.batch, program.structure)
+        self._core.solve(
+            *self._values(program),
+            rows,
+            answer.x,
+            answer.z,
+            answer.s,
+            answer.seconds,
+            answer.outcome,
+            answer.iterations,
+            list(tolerances),
+            iterations,
+            -1.0 if seconds is None else max(seconds, 0.0),
+            workers(),
+        )
+        return answer
+
+    def polish(self, program: ConeProgram, x: Array, z: Array, s: Array) -> Array:
+        """Newton steps on the optimality conditions from (x, z, s), in place.
+
+        Returns
+        -------
+        ndarray
+            Shape (B,): the residual, as `cvxlayers.derivative.polish` defines it. Infinite where it
+            did not become rounding; the point is then left as it was.
+        """
+        residual = np.full(program.batch, math.inf)
+        self._core.polish(*self._values(program), _all(program), x, z, s, residual, workers())
+        return residual
+
+    def newton(
+        self, program: ConeProgram, x: Array, z: Array, s: Array, r1: Array, r2: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """(u, v) with P u + Aᵀv = r₁ and (I − D)(A u − r₂) = D v, D = DΠ(s − z), and by how much
+        it is missed: relative residuals, infinite where the system may be singular."""
+        B, structure = len(x), program.structure
+        u, v, residual = np.empty((B, structure.n)), np.empty((B, structure.m)), np.empty(B)
+        residual.fill(math.inf)
+        P, _, A, _, M = self._values(program)
+        r1, r2 = np.ascontiguousarray(r1), None if r2 is None else np.ascontiguousarray(r2)
+        self._core.newton(P, A, M, _all(program), x, z, s, r1, r2, u, v, residual, workers())
+        return u, v, residual
+
+    def _values(self, program: ConeProgram) -> list[Array]:
+        """P, q, A, b, and what the eliminated rows add to P."""
+        values = (program.P, program.q, program.A, program.b)
+        return [*(np.ascontiguousarray(v) for v in values), self._M(program)]
+
+    def _M(self, program: ConeProgram) -> Array:
+        if self._elimination is None:
+            return np.zeros((1, 0))
+        M = self._products.get(program)
+        if M is None:
+            with quiet():
+                M = self._products[program] = self._elimination.products(program)
+        return M
+
+
+def _all(program: ConeProgram) -> Rows:
+    return np.arange(program.batch, dtype=np.int64)
+
+
+def _fill_reducing_order(size: int, i: Rows, j: Rows) -> Rows:
+    """An order of elimination: SuperLU's minimum degree, for a matrix with this pattern."""
+    every = np.arange(size)
+    rows, cols = np.concatenate([i, j, every]), np.concatenate([j, i, every])
+    # Diagonally dominant, so that SuperLU finds nothing to pivot for.
+    K = sp.csc_array((np.ones(len(rows)), (rows, cols)), shape=(size, size))
+    K.data[:] = 1.0 / (1 + size)
+    K = (K + sp.eye_array(size)).tocsc()
+    factor = scipy.sparse.linalg.splu(
+        K, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )
+    return np.argsort(factor.perm_c).astype(np.int64)

@@ -1,0 +1,66 @@
+"""Whether a certificate of infeasibility proves anything.
+
+Interior-point methods judge a certificate relative to its own size, and call feasible problems
+infeasible when their data are large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvxlayers.program import ConeDims
+
+__all__ = ["is_proof", "power_of"]
+
+Array = NDArray[np.float64]
+
+# A certificate counts if only points of this many times the size of the data escape it, …
+PROOF = 1e4
+# … and their square or cube where the cones allow for squares or more: auxiliary variables bound
+# them from above.
+POWERS = {"soc": 2, "psd": 2, "exp": 3, "pow": 3}
+
+
+def power_of(dims: ConeDims) -> int:
+    """The power of the data's size that points may have."""
+    return max((POWERS.get(kind, 1) for kind in dims.kinds), default=1)
+
+
+def is_proof(
+    x: Array | None, z: Array, s: Array, P: Any, q: Array, A: Any, b: Array, power: int
+) -> bool:
+    """Whether a certificate holds up: of primal infeasibility, z, if x is None, else of dual
+    infeasibility, (x, s). P is an upper triangle.
+
+    z with Aᵀz = 0, z ∈ K*, bᵀz < 0 excludes all x with ‖x‖₁ < -bᵀz / ‖Aᵀz‖; x with P x = 0,
+    A x + s = 0, qᵀx < 0 is a direction of descent that excludes all dual points but those of a
+    size given likewise. They have to be larger than what the data lead to: A x for an x of the
+    size that the rows ask for (or one), and its powers.
+    """
+    if x is None:
+        gain, error, offset = b @ z, _height(A.T @ z), b
+        rows = _largest(A.indices, A.data, len(b))
+    else:
+        Px = P @ x + P.T @ x - P.diagonal() * x
+        gain, error, offset = q @ x, max(_height(Px), _height(A @ x + s)), q
+        rows = _largest(np.repeat(np.arange(len(q)), np.diff(A.indptr)), A.data, len(q))
+    told = rows > 0.0
+    extent = max(_height(offset), _height(offset[told] / rows[told]))
+    size = max(1.0, extent) * max(1.0, _height(A.data), _height(P.data))
+    # In the unit of the data where they are small.
+    unit = min(1.0, extent) if extent else 1.0
+    return bool(-gain > PROOF * size**power * unit * error)
+
+
+def _largest(index: Any, values: Array, count: int) -> Array:
+    """The largest entry of every row, or column."""
+    largest = np.zeros(count)
+    np.maximum.at(largest, index, np.abs(values))
+    return largest
+
+
+def _height(values: Any) -> float:
+    return float(np.abs(values).max(initial=0.0))
