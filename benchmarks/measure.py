@@ -18,8 +18,8 @@ __all__ = ["Stopwatch", "Times", "interleaved", "limit_processors", "peak_memory
 
 # In a round a competitor is called for about this long, so that the clock's noise is small.
 ROUND_SECONDS = 0.03
-# A comparison ends after so many rounds, or when it has taken this long.
-PATIENCE_SECONDS = 60.0
+# A comparison ends after so many rounds, or after fewer when it has taken this long.
+PATIENCE_SECONDS, FEWEST_ROUNDS = 60.0, 3
 
 
 def limit_processors(count: int) -> None:
@@ -58,6 +58,10 @@ class Times:
             return None
         return median(a / b for a, b in zip(above, below, strict=True))
 
+    def microseconds(self, phase: str) -> float:
+        """Median over the rounds."""
+        return 1e6 * median(self.rounds[phase])
+
     def difference(self, phase: str, reference: str) -> float:
         """Median over the rounds of one time minus another, in seconds."""
         pairs = zip(self.rounds[phase], self.rounds[reference], strict=True)
@@ -87,7 +91,7 @@ def interleaved(competitors: Mapping[str, Callable[[Stopwatch], None]], rounds: 
     calls = {name: _calls_per_round(body) for name, body in competitors.items()}
     times = Times()
     for round_ in range(rounds):
-        if round_ and time.perf_counter() - start > PATIENCE_SECONDS:
+        if round_ >= FEWEST_ROUNDS and time.perf_counter() - start > PATIENCE_SECONDS:
             break
         for name, body in competitors.items():
             watch = Stopwatch()

@@ -1,12 +1,21 @@
 """What the layer is compared with: a loop over Clarabel as one would write it by hand, and
-cvxpylayers at its defaults.
+cvxpylayers, at its defaults and with the solver Moreau.
+
+cvxpylayers 1.2.0 hands Moreau the rows of A and the sizes of their cones. What CVXPY extracts from
+the rows for Moreau, as cones on the variables themselves (x >= 0, X >> 0), it does not read: those
+constraints are lost without a word. So while such a layer is built, CVXPY extracts nothing; the
+problem is the same, with all its constraints in A. Moreau's settings are its defaults: its
+active-set method for small quadratic programs, else its interior-point method. Semidefinite
+problems fail, because cvxpylayers does not pass the sizes of their cones on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import clarabel
 import numpy as np
@@ -16,11 +25,13 @@ from benchmarks.measure import Stopwatch
 from benchmarks.problems import Benchmark
 from cvxlayers.program import ConeDims, ConeProgram
 
-__all__ = ["NOT_INSTALLED", "BareLoop", "cvxpylayers_of", "gradient_steps"]
+__all__ = ["PEERS", "BareLoop", "cvxpylayers_of", "gradient_steps"]
 
-NOT_INSTALLED = (
-    'cvxpylayers is not installed: its column is "-". Install it with: pip install -e ".[bench]"'
-)
+#: The solver that cvxpylayers is told to use, and the package that it is in.
+PEERS: dict[str, tuple[str | None, str]] = {
+    "cvxpylayers": (None, "diffcp"),
+    "Moreau": ("MOREAU", "moreau"),
+}
 
 
 class BareLoop:
@@ -71,28 +82,32 @@ class BareLoop:
             self.x[i] = solver.solve().x
 
 
-def cvxpylayers_of(benchmark: Benchmark) -> Callable[..., Sequence[Any]] | None:
-    """The same layer from cvxpylayers, or None where that is not installed."""
-    try:
-        from cvxpylayers.torch import CvxpyLayer
-    except ImportError:
+def cvxpylayers_of(benchmark: Benchmark, peer: str) -> Callable[..., Sequence[Any]] | None:
+    """The same layer from one of `PEERS`, or None where that is not installed."""
+    solver, package = PEERS[peer]
+    if find_spec("cvxpylayers") is None or find_spec(package) is None:
         return None
+    from cvxpy.reductions.solvers.conic_solvers.moreau_conif import MOREAU
+    from cvxpylayers.torch import CvxpyLayer
+
     problem, parameters, variables, _ = benchmark
-    return CvxpyLayer(problem, parameters=parameters, variables=variables)
+    with patch.object(MOREAU, "DIR_CONE_KINDS", frozenset()):
+        return CvxpyLayer(problem, parameters=parameters, variables=variables, solver=solver)
 
 
 def gradient_steps(
-    layer: Callable[..., Sequence[Any]], inputs: Sequence[Any], prefix: str
+    layer: Callable[..., Sequence[Any]],
+    inputs: Sequence[Any],
+    weights: Sequence[Any],
+    prefix: str = "",
 ) -> Callable[[Stopwatch], None]:
     """Forward with gradient and backward of a layer, as phases of these names."""
     import torch
 
-    weights = [torch.randn_like(output) for output in layer(*inputs)]
-
     def steps(watch: Stopwatch) -> None:
-        with watch(f"{prefix} forward"):
+        with watch(f"{prefix}forward"):
             outputs = layer(*inputs)
-        with watch(f"{prefix} backward"):
+        with watch(f"{prefix}backward"):
             torch.autograd.grad(outputs, inputs, weights)
 
     return steps

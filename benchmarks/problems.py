@@ -14,7 +14,7 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["LARGE", "OVERHEAD", "PROBLEMS", "SMALL", "Benchmark"]
+__all__ = ["LARGE", "NNLS", "OVERHEAD", "PROBLEMS", "SIZES", "SMALL", "Benchmark"]
 
 Array = np.ndarray
 Rng = np.random.Generator
@@ -153,6 +153,19 @@ def power(samples: int = 30, n: int = 5) -> Benchmark:
     return Benchmark(problem, [b], [x], lambda rng, B: [rng.standard_normal((B, samples))])
 
 
+def nnls(rows: int = 1000, n: int = 500) -> Benchmark:
+    """Nonnegative least squares; the matrix is a parameter."""
+    x, A, b = cp.Variable(n), cp.Parameter((rows, n)), cp.Parameter(rows)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0])
+
+    def draw(rng: Rng, B: int) -> list[Array]:
+        A, x0 = rng.standard_normal((B, rows, n)) / np.sqrt(n), rng.standard_normal((B, n))
+        noise = 0.1 * rng.standard_normal((B, rows))
+        return [A, np.einsum("bij,bj->bi", A, np.maximum(x0, 0)) + noise]
+
+    return Benchmark(problem, [A, b], [x], draw)
+
+
 def tiny_qp(n: int = 10, inequalities: int = 5) -> Benchmark:
     """A QP so small that what a call costs beside the solver shows."""
     x, q, h = cp.Variable(n), cp.Parameter(n), cp.Parameter(inequalities)
@@ -194,10 +207,24 @@ PROBLEMS: dict[str, Callable[..., Benchmark]] = {
     "total_variation": total_variation,
     "power": power,
 }
-# Reported on their own: what a call costs beside the solver, and one large instance.
+# Reported on their own: one with many parameters, what a call costs beside the solver, and one
+# large instance.
+NNLS: dict[str, Callable[..., Benchmark]] = {"nnls": nnls}
 OVERHEAD: dict[str, Callable[..., Benchmark]] = {"tiny_qp": tiny_qp}
 LARGE: dict[str, Callable[..., Benchmark]] = {"sparse_qp": sparse_qp}
 
+# How they grow; the first number of each is what the table calls its size.
+SIZES: dict[str, list[dict[str, Any]]] = {
+    "simplex": [{"n": n} for n in (10, 40, 160, 640)],
+    "portfolio": [{"n": n, "factors": n // 5} for n in (25, 50, 100, 200)],
+    "entropy": [{"n": n, "equations": n // 5} for n in (10, 20, 40, 80)],
+    "logistic": [{"samples": n} for n in (15, 30, 60, 120)],
+    "optnet": [{"n": n, "inequalities": n, "equations": n // 5} for n in (10, 25, 50, 100)],
+    "mpc": [{"steps": n} for n in (10, 20, 40, 80)],
+    "sdp": [{"n": n} for n in (4, 8, 12, 16)],
+    "total_variation": [{"n": n} for n in (50, 100, 200, 400)],
+    "power": [{"samples": n} for n in (15, 30, 60, 120)],
+}
 # Sizes at which everything runs in a moment; the figures mean nothing then.
 SMALL: dict[str, dict[str, Any]] = {
     "simplex": {"n": 4},
@@ -209,6 +236,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sdp": {"n": 3},
     "total_variation": {"n": 10},
     "power": {"samples": 8, "n": 2},
+    "nnls": {"rows": 8, "n": 4},
     "tiny_qp": {"n": 3, "inequalities": 2},
     "sparse_qp": {"n": 200},
 }

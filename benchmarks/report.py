@@ -1,91 +1,110 @@
-"""How results are shown: as text while they come in, as Markdown and as a picture."""
+"""How results are shown: as Markdown, which is printed while they come in and saved."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["COLUMNS", "Row", "Table", "number", "save", "setting"]
+import cvxlayers
+from cvxlayers.lanes import load
+
+__all__ = ["Row", "Table", "number", "save", "setting"]
 
 Row = dict[str, str | int | float | None]
 
-COLUMNS = (
-    "problem",
-    "B",
-    "forward / loop",
-    "with gradient / loop",
-    "backward / forward",
-    "cvxpylayers / ours",
-)
-PACKAGES = ("cvxlayers", "cvxpy", "clarabel", "numpy", "scipy", "torch", "cvxpylayers", "diffcp")
+PACKAGES = ("cvxpy", "clarabel", "numpy", "scipy", "torch", "cvxpylayers", "diffcp", "moreau")
+# Columns of names, at the left, and how wide they are at least.
+NAMES = {"problem": 16, "size": 12}
 
 
 class Table:
-    """Rows that are printed as they are added."""
+    """Rows that are printed as they are added.
 
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
+    Parameters
+    ----------
+    title
+        What is in it.
+    columns
+        Names of the columns; a row is a dictionary by them, of which some may be missing. What a
+        row has under "note" stands below the table.
+    """
 
-    @property
-    def has_peer(self) -> bool:
-        """Whether cvxpylayers was measured, or nothing was."""
-        return not self.rows or any(row.get(COLUMNS[-1]) is not None for row in self.rows)
+    def __init__(self, title: str, columns: Sequence[str]):
+        self.title, self.columns, self.rows = title, columns, list[Row]()
 
     def add(self, row: Row) -> None:
         """Keep and print a row."""
         if not self.rows:
-            print(_line(COLUMNS), flush=True)
+            print("", self.title, "", *self._head(), sep="\n", flush=True)
         self.rows.append(row)
-        print(_line(self.cells(row)), flush=True)
+        print(self._line(self._cells(row)), flush=True)
+
+    def markdown(self) -> str:
+        """The whole table."""
+        lines = [*self._head(), *(self._line(self._cells(row)) for row in self.rows)]
+        return "\n".join([self.title, "", *lines, "", *(f"- {note}\n" for note in self.notes())])
+
+    def notes(self) -> list[str]:
+        """Every note once."""
+        return list(dict.fromkeys(str(row["note"]) for row in self.rows if row.get("note")))
+
+    def _cells(self, row: Row) -> list[str]:
+        return [number(row.get(column)) for column in self.columns]
+
+    def _head(self) -> list[str]:
+        rule = [(1 + self._width(c)) * "-" + ("-" if c in NAMES else ":") for c in self.columns]
+        return [self._line(self.columns), f"|{'|'.join(rule)}|"]
+
+    def _line(self, cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(self._width(c)) if c in NAMES else cell.rjust(self._width(c))
+            for cell, c in zip(cells, self.columns, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
 
     @staticmethod
-    def cells(row: Row) -> list[str]:
-        """The row's values as text."""
-        return [str(row["problem"]), str(row["B"]), *(number(row.get(c)) for c in COLUMNS[2:])]
+    def _width(column: str) -> int:
+        return max(NAMES.get(column, 7), len(column))
 
 
 def number(value: str | int | float | None) -> str:
-    """A ratio to three digits, or what stands in its place; "-" where there is nothing."""
+    """Three digits, or what stands in its place; "-" where there is nothing."""
     if value is None or isinstance(value, str):
         return value or "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def setting(threads: int) -> str:
     """Versions and machine."""
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    module = load()
+    variant = "none" if module is None else module.__name__.rpartition(".")[2]
+    names = [f"{name} {_version(name)}" for name in PACKAGES]
     return (
-        f"{versions}, Python {platform.python_version()}\n"
-        f"{platform.machine()}, {platform.system()}, {threads} threads, one BLAS thread each"
+        f"cvxlayers {cvxlayers.__version__} (compiled module: {variant}), {', '.join(names)}, "
+        f"Python {platform.python_version()}\n"
+        f"{_processor()}, {platform.system()}, {threads} threads, one BLAS thread each"
     )
 
 
-def save(path: Path, table: Table, notes: Sequence[str], threads: int) -> None:
-    """Write the results as PATH.md and, where matplotlib is installed, PATH.png."""
+def save(path: Path, setting: str, tables: Mapping[str, Table]) -> None:
+    """Write the tables as PATH.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *map(table.cells, table.rows)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    text = "\n".join([*setting(threads).splitlines(), "", *lines, "", "```", *notes, "```", ""])
+    text = "\n".join([setting, "", *(table.markdown() for table in tables.values())])
     path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def _processor() -> str:
+    """The model, where Linux says it."""
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("matplotlib is not installed: no picture is written.")
-        return
-    figure = Figure(figsize=(9, 1 + 0.3 * len(table.rows)), layout="constrained")
-    axes = figure.subplots()
-    names = [f"{row['problem']}, B={row['B']}" for row in table.rows]
-    for offset, column in ((-0.2, COLUMNS[2]), (0.2, COLUMNS[3])):
-        places = [k + offset for k in range(len(names))]
-        axes.barh(places, [float(row[column] or 0) for row in table.rows], 0.4, label=column)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xlabel("time relative to a bare Clarabel loop")
-    axes.legend()
-    figure.savefig(path.with_suffix(".png"), dpi=150)
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line for line in lines if line.startswith("model name")).split(":")[1].strip()
+    except (OSError, StopIteration):
+        model = platform.processor()
+    return f"{model} ({platform.machine()})"
 
 
 def _version(package: str) -> str:
@@ -93,10 +112,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _line(cells: Sequence[str]) -> str:
-    first, *others = cells
-    widths = [max(5, len(column)) for column in COLUMNS[1:]]
-    cells = [f"{first:<16}", *(c.rjust(w) for c, w in zip(others, widths, strict=True))]
-    return "  ".join(cells)
