@@ -366,7 +366,7 @@ class SolutionMap:
             return None, None
         if own:
             return self.solver.linearize(program, solution, options.solver), None
-        if part is None or not np.array_equal(rows, solution.solved):
+        if part is None or (rows != solution.solved).any():
             part, system = _taken(program, solution.solved), None
         return self._derivative(part, solution, options, numbers, system)
 

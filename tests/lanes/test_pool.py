@@ -62,28 +62,23 @@ def check(found: Answer, expected: Answer) -> None:
 # ---- the GIL ----
 
 
-def long_call(kind: str) -> tuple[Any, float]:
-    """A call that takes a while, and a time that it takes at least."""
-    program = long(1600)
+def long_call(kind: str) -> Any:
+    """A call that takes a while."""
+    program = long(4000)
     core = Engine(module, program.structure)
-    start = time.perf_counter()
     answer = solve(core, program)
     if kind == "solve":
-        return lambda: solve(core, program), time.perf_counter() - start
-    start = time.perf_counter()
-    r = np.ones_like(answer.x)
+        return lambda: solve(core, program)
     if kind == "newton":
-        call = lambda: core.newton(program, answer.x, answer.z, answer.s, r, None)  # noqa: E731
-    else:
-        x, z, s = (v + 1e-6 for v in (answer.x, answer.z, answer.s))
-        call = lambda: core.polish(program, x.copy(), z.copy(), s.copy())  # noqa: E731
-    call()
-    return call, time.perf_counter() - start
+        r = np.ones_like(answer.x)
+        return lambda: core.newton(program, answer.x, answer.z, answer.s, r, None)
+    x, z, s = (v + 1e-6 for v in (answer.x, answer.z, answer.s))
+    return lambda: core.polish(program, x, z, s)
 
 
 @pytest.mark.parametrize("kind", ["solve", "polish", "newton"])
 def test_other_threads_of_python_go_on(kind: str) -> None:
-    call, seconds = long_call(kind)
+    call = long_call(kind)
     count, over = 0, threading.Event()
 
     def work() -> None:
@@ -100,7 +95,7 @@ def test_other_threads_of_python_go_on(kind: str) -> None:
     over.set()
     other.join()
     # With the GIL held it would be none or one.
-    assert advanced >= min(20, 1000 * seconds)
+    assert advanced >= 3
 
 
 def test_calls_at_once() -> None:

@@ -32,6 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,8 @@ from cvxlayers.derivative.in_lanes import LaneSystem
 from cvxlayers.derivative.quality import Quality
 from cvxlayers.derivative.strictness import is_strict
 from cvxlayers.derivative.system import System, factor
-from cvxlayers.program import ConeProgram, Pattern, ProgramTangent, Wanted
+from cvxlayers.lanes import Outer
+from cvxlayers.program import ConeProgram, Pattern, ProblemStructure, ProgramTangent, Wanted
 
 __all__ = ["ImplicitDerivative"]
 
@@ -211,11 +213,32 @@ def contract(
     P, A = structure.P, structure.A
     dq = -_maybe_sum(u[:, wanted.q], "q" in shared)
     db = _maybe_sum(v[:, wanted.b], "b" in shared)
+    if geometry.engine is not None and wanted.A.size + wanted.P.size:
+        of_P, of_A = _outers_of(structure, wanted)
+        dA = of_A(z, u, v, x, "A" in shared)
+        return ProgramTangent(of_P(u, x, x, u, "P" in shared), dq, dA, db)
     dA = -_outer(A, wanted.A, z, u, v, x, "A" in shared)
-    # A stored off-diagonal entry of P stands for two entries of the matrix.
-    weight = np.where(P.rows[wanted.P] == P.cols[wanted.P], -0.5, -1.0)
-    dP = weight * _outer(P, wanted.P, u, x, x, u, "P" in shared)
+    dP = _weight(P, wanted.P) * _outer(P, wanted.P, u, x, x, u, "P" in shared)
     return ProgramTangent(dP, dq, dA, db)
+
+
+# a bᵀ + c dᵀ at the wanted entries of P and of A, made once for a structure.
+_outers: WeakKeyDictionary[ProblemStructure, tuple[Wanted, Outer, Outer]] = WeakKeyDictionary()
+
+
+def _outers_of(structure: ProblemStructure, wanted: Wanted) -> tuple[Outer, Outer]:
+    made = _outers.get(structure)
+    if made is None or made[0].P is not wanted.P or made[0].A is not wanted.A:
+        P, A = structure.P, structure.A
+        of_P = Outer(P.rows[wanted.P], P.cols[wanted.P], _weight(P, wanted.P))
+        made = wanted, of_P, Outer(A.rows[wanted.A], A.cols[wanted.A], -1.0)
+        _outers[structure] = made
+    return made[1], made[2]
+
+
+def _weight(P: Pattern, entries: NDArray[np.intp]) -> Array:
+    # A stored off-diagonal entry of P stands for two entries of the matrix.
+    return np.where(P.rows[entries] == P.cols[entries], -0.5, -1.0)
 
 
 def _outer(

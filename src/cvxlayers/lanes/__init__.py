@@ -7,7 +7,7 @@ with the instance innermost. The C++ is in ``core/``, compiled for several instr
 (`variants`); where it was not compiled, the package does without.
 """
 
-from cvxlayers.lanes.engine import OUTCOMES, Answer, Engine, engine_for, why_not
+from cvxlayers.lanes.engine import OUTCOMES, Answer, Engine, Outer, engine_for, why_not
 from cvxlayers.lanes.variants import VARIANTS, available, load
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "VARIANTS",
     "Answer",
     "Engine",
+    "Outer",
     "available",
     "engine_for",
     "load",

@@ -12,7 +12,7 @@ K u = r, whose rows they are in are p u_y + a v = r_y and L u + a u_y = r_E:
     u_y = (r_E − L u)/a,     v = (r_y − p u_y)/a.
 
 A factorisation would find M, too, once in every iteration. Here it is found once for an instance,
-by BLAS where L is dense. Residuals are those of the whole system, so that refinement takes away
+by BLAS where L is large. Residuals are those of the whole system, so that refinement takes away
 what the squares in M lose.
 """
 
@@ -30,10 +30,10 @@ Index = NDArray[np.intp]
 
 # A coefficient below this is not divided by.
 LEAST = 1e-3
-# From this density on, L is multiplied as a dense matrix.
+# From this density on, L may be multiplied as a dense matrix.
 DENSE = 0.25
-# The products that M is summed from, where L is sparse, and entries of M beside those of P and A.
-MOST_PRODUCTS = 100_000
+# The products that M is summed from one by one, and entries of M beside those of P and A.
+MOST_PRODUCTS = 200_000
 MOST_FILL = 1.0
 
 
@@ -78,6 +78,9 @@ class Elimination:
         Where A and P store a and p; −1 where P stores none.
     i, j : ndarray of int
         Rows and columns of the entries of M, i <= j.
+    terms : tuple of ndarray of int
+        What M is summed from: the entry of M, the number of the equality, and where A stores the
+        two factors; empty where there are so many that `products` is for them.
     pays : bool
         Whether M is small enough to be of use.
     """
@@ -105,38 +108,31 @@ class Elimination:
         self._touched, self._place = np.unique(self._col, return_inverse=True)
         area = int((counts > 0).sum()) * len(self._touched)
         products = int((counts * (counts + 1) // 2).sum())
-        self._dense = len(self._L) > 1 and len(self._L) >= DENSE * area
-        fill = len(self._touched) ** 2 // 2 if self._dense else products
+        none = np.zeros(0, dtype=np.intp)
+        self.terms: tuple[Index, ...] = (none, none, none, none)
+        dense = len(self._L) > 1 and len(self._L) >= DENSE * area
+        fill = len(self._touched) ** 2 // 2 if dense else products
         self.pays = fill <= MOST_FILL * (P.nnz + A.nnz)
-        self.pays &= self._dense or products <= MOST_PRODUCTS
+        self.pays &= dense or products <= MOST_PRODUCTS
         if not self.pays:
             return
-        if self._dense:
-            upper = np.triu_indices(len(self._touched))
-            self.i, self.j = (self._touched[k] for k in upper)
-            self._upper = upper
+        if products > MOST_PRODUCTS:
+            self._upper = np.triu_indices(len(self._touched))
+            self.i, self.j = (self._touched[k] for k in self._upper)
             return
         left, right = _pairs(self._row, counts)
-        keys = np.stack([self._col[left], self._col[right]])
-        keys = keys.max(axis=0) * structure.n + keys.min(axis=0)
-        order = np.argsort(keys, kind="stable")
-        self._left, self._right = left[order], right[order]
-        distinct, self._starts = np.unique(keys[order], return_index=True)
-        self.i, self.j = distinct % structure.n, distinct // structure.n
+        low, high = np.sort(np.stack([self._col[left], self._col[right]]), axis=0)
+        keys, place = np.unique(high * structure.n + low, return_inverse=True)
+        self.i, self.j = keys % structure.n, keys // structure.n
+        self.terms = (place, self._row[left], self._L[left], self._L[right])
 
     def products(self, program: ConeProgram) -> Array:
-        """M, shape (B or 1, number of entries)."""
+        """M, shape (B or 1, number of entries), where it is not summed from `terms`."""
         p = np.where(self.p_entries >= 0, program.P[:, self.p_entries], 0.0)
-        W, L = p / self._a**2, program.A[:, self._L]
-        if self._dense:
-            full = np.zeros((len(L), len(self._a), len(self._touched)))
-            full[:, self._row, self._place] = L
-            square = np.matmul(np.swapaxes(full, 1, 2), W[:, :, None] * full)
-            return np.ascontiguousarray(square[:, self._upper[0], self._upper[1]])
-        if not len(self.i):
-            return np.zeros((1, 0))
-        terms = W[:, self._row[self._left]] * L[:, self._left] * L[:, self._right]
-        return np.ascontiguousarray(np.add.reduceat(terms, self._starts, axis=1))
+        L = np.zeros((len(program.A), len(self._a), len(self._touched)))
+        L[:, self._row, self._place] = program.A[:, self._L]
+        square = np.matmul(np.swapaxes(L, 1, 2), (p / self._a**2)[:, :, None] * L)
+        return np.ascontiguousarray(square[:, self._upper[0], self._upper[1]])
 
 
 def _pairs(row: Index, counts: NDArray[np.int64]) -> tuple[Index, Index]:

@@ -22,7 +22,7 @@ from cvxlayers.lanes.variants import load
 from cvxlayers.parallel import quiet, workers
 from cvxlayers.program import ConeProgram, ProblemStructure
 
-__all__ = ["OUTCOMES", "Answer", "Engine", "engine_for", "why_not"]
+__all__ = ["OUTCOMES", "Answer", "Engine", "Outer", "engine_for", "why_not"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -46,6 +46,7 @@ OUTCOMES = (
     "stopped",
 )
 
+_NONE = np.zeros((1, 0))
 _engines: WeakKeyDictionary[ProblemStructure, Engine | str] = WeakKeyDictionary()
 _lock = Lock()
 
@@ -141,12 +142,13 @@ class Engine:
         self._elimination = find_elimination(structure)
         self._products: WeakKeyDictionary[ConeProgram, Array] = WeakKeyDictionary()
         pivots: list[list[int]] = [[], [], [], []]
-        products: list[list[int]] = [[], []]
+        sums: list[list[int]] = [[], []]
+        terms: list[list[int]] = [[], [], [], []]
         if self._elimination is not None:
             e = self._elimination
             parts = (A.rows[e.a_entries], A.cols[e.a_entries], e.a_entries, e.p_entries)
             pivots = [part.tolist() for part in parts]
-            products = [e.i.tolist(), e.j.tolist()]
+            sums, terms = [e.i.tolist(), e.j.tolist()], [term.tolist() for term in e.terms]
         self._core = module.Engine(
             structure.n,
             structure.m,
@@ -161,7 +163,8 @@ class Engine:
             structure.A.indptr.tolist(),
             structure.A.indices.tolist(),
             pivots,
-            products,
+            sums,
+            terms,
         )
         i, j = (np.array(v, dtype=np.int64) for v in self._core.entries)
         self._core.order(_fill_reducing_order(self._core.unknowns, i, j).tolist())
@@ -205,7 +208,7 @@ class Engine:
             list(tolerances),
             iterations,
             -1.0 if seconds is None else max(seconds, 0.0),
-            workers(),
+            _threads(len(rows)),
         )
         return answer
 
@@ -219,7 +222,9 @@ class Engine:
             did not become rounding; the point is then left as it was.
         """
         residual = np.full(program.batch, math.inf)
-        self._core.polish(*self._values(program), _all(program), x, z, s, residual, workers())
+        self._core.polish(
+            *self._values(program), _all(program), x, z, s, residual, _threads(program.batch)
+        )
         return residual
 
     def newton(
@@ -232,7 +237,7 @@ class Engine:
         residual.fill(math.inf)
         P, _, A, _, M = self._values(program)
         r1, r2 = np.ascontiguousarray(r1), None if r2 is None else np.ascontiguousarray(r2)
-        self._core.newton(P, A, M, _all(program), x, z, s, r1, r2, u, v, residual, workers())
+        self._core.newton(P, A, M, _all(program), x, z, s, r1, r2, u, v, residual, _threads(len(x)))
         return u, v, residual
 
     def _values(self, program: ConeProgram) -> list[Array]:
@@ -241,13 +246,44 @@ class Engine:
         return [*(np.ascontiguousarray(v) for v in values), self._M(program)]
 
     def _M(self, program: ConeProgram) -> Array:
-        if self._elimination is None:
-            return np.zeros((1, 0))
+        if self._elimination is None or len(self._elimination.terms[0]):
+            return _NONE
         M = self._products.get(program)
         if M is None:
             with quiet():
                 M = self._products[program] = self._elimination.products(program)
         return M
+
+
+class Outer:
+    """w (a bᵀ + c dᵀ) at fixed entries (i, j).
+
+    Parameters
+    ----------
+    i, j : ndarray of int
+    weight : ndarray or float
+        w of every entry.
+    """
+
+    def __init__(self, i: NDArray[Any], j: NDArray[Any], weight: Any):
+        module = load()
+        assert module is not None
+        weights = np.broadcast_to(np.asarray(weight, dtype=np.float64), (len(i),))
+        self._size = len(i)
+        self._core = module.Outer(i.tolist(), j.tolist(), weights.tolist())
+
+    def __call__(self, a: Array, b: Array, c: Array, d: Array, total: bool) -> Array:
+        """For a, c of shape (B, ·) and b, d of shape (B, ·): shape (B, entries), or (1, entries),
+        summed over the batch, if `total`."""
+        out = np.empty((1 if total else len(a), self._size))
+        a, b, c, d = (np.ascontiguousarray(v) for v in (a, b, c, d))
+        self._core(a, b, c, d, out, workers())
+        return out
+
+
+def _threads(count: int) -> int:
+    # Asking how many there may be takes as long as a small solve.
+    return workers() if count > 1 else 1
 
 
 def _all(program: ConeProgram) -> Rows:

@@ -6,6 +6,7 @@ transform ends in one of the five, on plain tensors.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,3 +120,7 @@ class Operation(torch.autograd.Function):
         ]
         results = Operation.apply(replace(task, mapped=task.mapped + 1), *front)
         return results, (0,) * len(results)
+
+
+# `torch.autograd.Function.apply` asks for it in every call, and takes longer than a small solve.
+Operation.forward.__signature__ = inspect.signature(Operation.forward)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@
 //
 // (cvxlayers.derivative: the same system with U and λ of D = U diag(λ) Uᵀ). Dividing by I − D gives
 // the symmetric K of `structure.hpp` with H = D (I − D)⁻¹, which the interior-point method factors,
-// too. Where λ = 1 it is infinite; the factored H has λ <= 1 − kMargin, the factored K is
+// too. Where λ = 1 it is infinite; the factored H has λ <= 1 − margin, the factored K is
 // regularised, and refinement against (1), which is exact for every λ in [0, 1], takes both away:
 //
 //   ρ₁ = r₁ − P u − Aᵀv,   ρ₂ = (I − D)(r₂ − A u) + D v,   K (du, dv) = (ρ₁, (I − D)⁻¹ρ₂).
@@ -26,8 +26,10 @@
 
 namespace lanes {
 
-inline constexpr double kMargin = 1e-8;
-inline constexpr double kShift = 1e-9;  // regularisation of K
+// In a block beside others that are zero, which rounding must not make negative by more than the
+// regularisation.
+inline constexpr double kMargin = 1e-8, kBlockMargin = 1e-7;
+inline constexpr double kShift = 1e-8;  // regularisation of K
 inline constexpr int kScalingRounds = 4;
 inline constexpr int kRefinements = 10;
 // Refinement ends at this relative residual; up to the next one the system counts as solved.
@@ -39,7 +41,7 @@ inline constexpr double kVanishing = 1e-6;
 inline constexpr double kLeft = 1e-7;
 // Newton's method: a residual that is rounding, one that is good enough, factors, steps with each.
 inline constexpr double kRounding = 1e-15, kSmall = 1e-13;
-inline constexpr int kFactors = 4, kSteps = 3;
+inline constexpr int kFactors = 10, kSteps = 3;
 
 struct Points {
   Rows x, z, s;
@@ -161,7 +163,7 @@ class Derivative {
   void load_matrices(const Program& program, const std::int64_t* instances) {
     load(program.P, instances, P_base_.data());
     load(program.A, instances, A_base_.data());
-    load(program.M, instances, M_.data());
+    if (s_.M_is_given()) load(program.M, instances, M_.data());
     P_ = P_base_;
     A_ = A_base_;
     equilibrate(s_, kScalingRounds, P_.data(), A_.data(), d_base_.data(), e_base_.data());
@@ -186,8 +188,10 @@ class Derivative {
         A_base_[p] *= d_base_[j] * e_base_[s_.A.index[p]];
       }
     }
-    scale_products(s_, d_base_.data(), M_.data());
-    for (V& v : M_) v *= c_base_;
+    make_products(s_, P_base_.data(), A_base_.data(), d_base_.data(), M_.data());
+    if (s_.M_is_given()) {
+      for (V& v : M_) v *= c_base_;
+    }
     P_ = P_base_;
     A_ = A_base_;
     c_ = c_base_;
@@ -294,7 +298,7 @@ class Derivative {
       with_cone<V>(block, [&](auto cone) {
         V* state = state_.data() + block.projection;
         cone.linearize(&w_[block.row], &sl_[block.row], state, scratch_.data());
-        cone.block(state, kMargin, H_.data() + block.h, scratch_.data());
+        cone.block(state, kBlockMargin, H_.data() + block.h, scratch_.data());
       });
     }
     kkt_.factor(P_.data(), A_.data(), M_.data(), H_.data(), kShift);
@@ -318,7 +322,7 @@ class Derivative {
     }
     for (const Block& block : s_.blocks) {
       with_cone<V>(block, [&](auto cone) {
-        lanes::divide(cone, state_.data() + block.projection, kMargin, H_.data() + block.h,
+        lanes::divide(cone, state_.data() + block.projection, kBlockMargin, H_.data() + block.h,
                       v + block.row, &slope_[block.row]);
       });
       for (int i = block.row; i < block.row + block.rows; ++i) v[i] = slope_[i];
@@ -474,7 +478,7 @@ class Derivative {
     for (int j = 0; j < n; ++j) right_[0][j] = -F1_[j];
     for (int i = 0; i < m; ++i) right_[0][n + i] = -F2_[i];
     V relative[1];
-    refine<1>(2, relative);
+    refine<1>(4, relative);
     V *x = trial_[0].data(), *w = x + n, *F1 = error_[0].data(), *F2 = F1 + n;
     V *s = trial_[1].data(), *z = trial_error_[1].data();
     const V *dx = left_[0].data(), *dz = dx + n;

@@ -71,10 +71,29 @@ void equilibrate(const Structure& s, int rounds, V* P, V* A, V* d, V* e) {
   apply();
 }
 
-// M, which has the scale of P.
+// M in the scale of P and A: summed from its products, or as it was given, scaled.
 template <class V>
-void scale_products(const Structure& s, const V* d, V* M) {
-  for (int k = 0; k < s.M_entries(); ++k) M[k] *= d[s.M[k].first] * d[s.M[k].second];
+void make_products(const Structure& s, const V* P, const V* A, const V* d, V* M) {
+  if (s.M_is_given()) {
+    for (int k = 0; k < s.M_entries(); ++k) M[k] *= d[s.M[k].first] * d[s.M[k].second];
+    return;
+  }
+  for (int k = 0; k < s.M_entries(); ++k) M[k] = V(0.0);
+  int pivot = -1, left = -1;
+  V weight(0.0), weighted(0.0);
+  for (const Product& product : s.products) {
+    if (product.pivot != pivot) {
+      pivot = product.pivot;
+      const V a = A[s.pivots[pivot].a];
+      weight = P[s.pivots[pivot].p] / (a * a);
+      left = -1;
+    }
+    if (product.left != left) {
+      left = product.left;
+      weighted = weight * A[left];
+    }
+    M[product.place] = fma(weighted, A[product.right], M[product.place]);
+  }
 }
 
 // c = 1/max(mean of the largest entries of the columns of P, ‖q‖∞), P and q already in the scale d;

@@ -93,9 +93,9 @@ struct Data {
     std::vector<T> of_P(P.size()), of_M(M.size()), of_d(d.size()), of_e(e.size());
     load(program.P, instances, of_P.data());
     load(program.A, instances, A.data());
-    load(program.M, instances, of_M.data());
+    if (s.M_is_given()) load(program.M, instances, of_M.data());
     equilibrate(s, kEquilibrationRounds, of_P.data(), A.data(), of_d.data(), of_e.data());
-    scale_products(s, of_d.data(), of_M.data());
+    make_products(s, of_P.data(), A.data(), of_d.data(), of_M.data());
     const auto spread = [](const std::vector<T>& from, std::vector<V>& to) {
       for (std::size_t k = 0; k < to.size(); ++k) to[k] = V(from[k]);
     };
@@ -182,8 +182,7 @@ class InteriorPoint {
     const int n = s_.n, m = s_.m;
     for (auto* v : {&x_, &rx_, &Px_, &dx_, &minus_x_}) v->assign(n, V(0.0));
     for (auto* v : {&sl_, &z_, &rz_, &ds_, &dz_, &shift_, &w_}) v->assign(m, V(0.0));
-    for (auto* v : {&constant_, &affine_, &right_[0], &right_[1], &error_[0], &error_[1],
-                    &trial_[0], &trial_[1], &trial_error_[0], &trial_error_[1]}) {
+    for (auto* v : {&constant_, &affine_, &right_[0], &right_[1], &error_, &change_}) {
       v->assign(n + m, V(0.0));
     }
     Hx_.assign(m, V(0.0));
@@ -328,7 +327,16 @@ class InteriorPoint {
     }
     const V* rights[2] = {right_[0].data(), right_[1].data()};
     V* lefts[2] = {constant_.data(), affine_.data()};
-    solve<2>(rights, lefts);
+    kkt_.template solve<2>(rights, lefts);
+    refine(rights[0], lefts[0], !in_state(kIdle));
+    // The affine step says how far to go, for which it is good as it is; the first point is not, nor
+    // is what the third-order correction of cones that are not symmetric is made of beside expanded
+    // ones.
+    if (s_.degree == 0 || (!s_.arrows.empty() && !s_.symmetric)) {
+      refine(rights[1], lefts[1], !in_state(kIdle));
+    } else if (some_start && linear) {
+      refine(rights[1], lefts[1], starting);
+    }
     if (some_start) start(starting, linear ? affine_ : constant_);
 
     Mask switched = !(V(0.0) <= V(0.0)), stuck = switched;
@@ -395,7 +403,8 @@ class InteriorPoint {
     const V of_kappa = second * dtau_ * dkappa_ + tau * kappa - sigma_mu;
     const V* rights[1] = {right_[0].data()};
     V* lefts[1] = {affine_.data()};
-    solve<1>(rights, lefts);
+    kkt_.template solve<1>(rights, lefts);
+    refine(rights[0], lefts[0], running);
     make_step(affine_, damp * rt_, of_kappa);
 
     V alpha = step_length(running) * V(kStepFraction);
@@ -507,71 +516,41 @@ class InteriorPoint {
 
   // ---- linear systems ----
 
-  // K (left) = right, refined where that helps: once on the way, and to the end where the first step
-  // is the last, because there is no inequality.
-  template <int R>
-  void solve(const V* const (&right)[R], V* const (&left)[R]) {
-    kkt_.template solve<R>(right, left);
-    for (int rounds = s_.degree > 0 ? 1 : 10; rounds > 0 && refine(right, left); --rounds) {
-    }
-  }
-
-  // One round of refinement; false where none was needed.
-  template <int R>
-  bool refine(const V* const (&right)[R], V* const (&left)[R]) {
+  // Refinement of K (left) = right in the lanes `wanted`, where that helps: one round on the way, and
+  // as many as it takes where the first step is the last, because there is no inequality.
+  void refine(const V* right, V* left, const Mask& wanted) {
     const int size = s_.n + s_.m;
-    V height[R], again[R];
-    Mask pending[R];
-    bool some = false;
-    const Mask busy = !in_state(kIdle);
-    V *errors[R], *changes[R], *trial_errors[R];
-    for (int q = 0; q < R; ++q) {
-      errors[q] = error_[q].data();
-      changes[q] = trial_[q].data();
-      trial_errors[q] = trial_error_[q].data();
+    V *error = error_.data(), *change = change_.data();
+    const bool last = s_.degree == 0;
+    const V accepted =
+        last ? V(0.0) : fma(V(kSystemRelative), largest(right, size), V(kSystemAbsolute));
+    V height = K_residual(right, left, error);
+    for (int rounds = last ? 10 : 1; rounds > 0; --rounds) {
+      const Mask pending = (!(height <= accepted)) & wanted;
+      if (!any(pending)) return;
+      const V* errors[1] = {error};
+      V* changes[1] = {change};
+      kkt_.template solve<1>(errors, changes);
+      for (int i = 0; i < size; ++i) change[i] += left[i];
+      const V again = K_residual(right, change, error);
+      const Mask better = pending & (again < height);
+      for (int i = 0; i < size; ++i) left[i] = select(better, change[i], left[i]);
+      if (rounds == 1 || !any(better)) return;
+      height = K_residual(right, left, error);
     }
-    const V *lefts[R], *of_errors[R], *of_changes[R];
-    std::copy(left, left + R, lefts);
-    std::copy(errors, errors + R, of_errors);
-    std::copy(changes, changes + R, of_changes);
-    K_residual<R>(right, lefts, errors, height);
-    for (int q = 0; q < R; ++q) {
-      const V accepted = s_.degree > 0 ? fma(V(kSystemRelative), largest(right[q], size),
-                                             V(kSystemAbsolute))
-                                       : V(0.0);
-      pending[q] = (!(height[q] <= accepted)) & busy;
-      some = some || any(pending[q]);
-    }
-    if (!some) return false;
-    kkt_.template solve<R>(of_errors, changes);
-    for (int q = 0; q < R; ++q) {
-      for (int i = 0; i < size; ++i) changes[q][i] += left[q][i];
-    }
-    K_residual<R>(right, of_changes, trial_errors, again);
-    for (int q = 0; q < R; ++q) {
-      const Mask better = pending[q] & (again[q] < height[q]);
-      for (int i = 0; i < size; ++i) left[q][i] = select(better, changes[q][i], left[q][i]);
-    }
-    return true;
   }
 
-  // error = right − K left, and its largest entries.
-  template <int R>
-  void K_residual(const V* const (&right)[R], const V* const (&left)[R], V* const (&error)[R],
-                  V (&height)[R]) {
+  // error = right − K left; its largest entry.
+  V K_residual(const V* right, const V* left, V* error) {
     const int n = s_.n, m = s_.m;
-    const V* z[R];
-    V* below[R];
-    for (int q = 0; q < R; ++q) {
-      z[q] = left[q] + n;
-      below[q] = error[q] + n;
-      multiply_H(z[q], Hx_.data());
-      for (int j = 0; j < n; ++j) error[q][j] = right[q][j];
-      for (int i = 0; i < m; ++i) below[q][i] = right[q][n + i] + Hx_[i];
-    }
-    subtract_product<R>(s_.P_full, data_.P.data(), left, error);
-    subtract_both<R>(s_.A, data_.A.data(), left, z, error, below);
-    for (int q = 0; q < R; ++q) height[q] = largest(error[q], n + m);
+    multiply_H(left + n, Hx_.data());
+    for (int j = 0; j < n; ++j) error[j] = right[j];
+    for (int i = 0; i < m; ++i) error[n + i] = right[n + i] + Hx_[i];
+    const V *x[1] = {left}, *z[1] = {left + n};
+    V *above[1] = {error}, *below[1] = {error + n};
+    subtract_product<1>(s_.P_full, data_.P.data(), x, above);
+    subtract_both<1>(s_.A, data_.A.data(), x, z, above, below);
+    return largest(error, n + m);
   }
 
   // ---- judgement ----
@@ -718,7 +697,7 @@ class InteriorPoint {
   // The iterate, its residuals and the step; sl_ is s.
   std::vector<V> x_, minus_x_, sl_, z_, rx_, rz_, Px_, dx_, ds_, dz_, shift_, w_, Hx_;
   V tau_, kappa_, mu_{1.0}, rt_{0.0}, dtau_{0.0}, dkappa_{0.0};
-  std::vector<V> constant_, affine_, right_[2], error_[2], trial_[2], trial_error_[2];
+  std::vector<V> constant_, affine_, right_[2], error_, change_;
   Measures measures_;
   Mask dual_ = !(V(0.0) <= V(0.0));
   std::vector<double> start_s_, start_z_;

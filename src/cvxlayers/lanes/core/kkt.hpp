@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "ldl.hpp"
@@ -27,25 +28,64 @@ inline void subtract_product(const Pattern& lines, const T* values, const V* con
   }
 }
 
-// (f_q, g_q) −= (Aᵀz_q, A x_q), A by columns.
+// Call f with how many lines are taken together, as a constant.
+template <class F>
+inline void with_alike(int alike, F&& f) {
+  switch (alike) {
+    case 4: return f(std::integral_constant<int, 4>());
+    case 2: return f(std::integral_constant<int, 2>());
+    default: return f(std::integral_constant<int, 1>());
+  }
+}
+
+// (f_q, g_q) −= (Aᵀz_q, A x_q) for G columns of A with the same rows, from the column j on.
+template <int G, int R, class V, class T>
+inline void subtract_columns(const Pattern& columns, int j, const T* values, const V* const (&x)[R],
+                             const V* const (&z)[R], V* const (&f)[R], V* const (&g)[R]) {
+  V sum[R][G], at[R][G];
+#pragma GCC unroll 2
+  for (int q = 0; q < R; ++q) {
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) {
+      sum[q][k] = f[q][j + k];
+      at[q][k] = x[q][j + k];
+    }
+  }
+  const int length = columns.start[j + 1] - columns.start[j];
+  const int* index = &columns.index[columns.start[j]];
+  const T* first = values + columns.start[j];
+  for (int p = 0; p < length; ++p) {
+    const int i = index[p];
+    V value[G];
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) value[k] = first[k * length + p];
+#pragma GCC unroll 2
+    for (int q = 0; q < R; ++q) {
+      const V of_z = z[q][i];
+      V of_g = g[q][i];
+#pragma GCC unroll 4
+      for (int k = 0; k < G; ++k) {
+        sum[q][k] = fnma(value[k], of_z, sum[q][k]);
+        of_g = fnma(value[k], at[q][k], of_g);
+      }
+      g[q][i] = of_g;
+    }
+  }
+#pragma GCC unroll 2
+  for (int q = 0; q < R; ++q) {
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) f[q][j + k] = sum[q][k];
+  }
+}
+
+// (f_q, g_q) −= (Aᵀz_q, A x_q), A by columns as it is stored.
 template <int R, class V, class T>
 inline void subtract_both(const Pattern& columns, const T* values, const V* const (&x)[R],
                           const V* const (&z)[R], V* const (&f)[R], V* const (&g)[R]) {
-  for (int j = 0; j < columns.lines(); ++j) {
-    V sum[R], at[R];
-    for (int q = 0; q < R; ++q) {
-      sum[q] = f[q][j];
-      at[q] = x[q][j];
-    }
-    for (int p = columns.start[j]; p < columns.start[j + 1]; ++p) {
-      const V value = values[p];
-      const int i = columns.index[p];
-      for (int q = 0; q < R; ++q) {
-        sum[q] = fnma(value, z[q][i], sum[q]);
-        g[q][i] = fnma(value, at[q], g[q][i]);
-      }
-    }
-    for (int q = 0; q < R; ++q) f[q][j] = sum[q];
+  for (int j = 0; j < columns.lines(); j += columns.alike[j]) {
+    with_alike(columns.alike[j], [&](auto alike) __attribute__((always_inline)) {
+      subtract_columns<alike.value, R>(columns, j, values, x, z, f, g);
+    });
   }
 }
 
@@ -72,7 +112,8 @@ class Kkt {
         D_inverse_(structure.size()),
         work_(structure.symbolic.work),
         y_(2 * structure.size()),
-        over_a_(structure.pivots.size()) {
+        over_a_(structure.pivots.size()),
+        over_h_(structure.bounds.size()) {
     for (auto& right : right_) right.resize(structure.n);
     if (!structure.arrows.empty()) errors_.resize(2 * structure.size());
   }
@@ -90,6 +131,11 @@ class Kkt {
     const Scatter& of_H = s_.of_H;
     for (std::size_t k = 0; k < of_H.place.size(); ++k) X_[of_H.place[k]] -= H[of_H.value[k]];
     H_ = H;
+    for (std::size_t k = 0; k < s_.bounds.size(); ++k) {
+      const V a = A[s_.bounds[k].a];
+      over_h_[k] = V(1.0) / (H[s_.bounds[k].h] + V(regularisation));
+      X_[s_.bounded[k]] = fma(a * over_h_[k], a, X_[s_.bounded[k]]);
+    }
     lanes::factor(s_.symbolic, s_.pivot_sign.data(), kLeastPivot, kReplacedPivot, X_.data(),
                   D_.data(), D_inverse_.data(), work_.data());
     for (std::size_t k = 0; k < s_.pivots.size(); ++k) over_a_[k] = T(1.0) / A[s_.pivots[k].a];
@@ -168,46 +214,96 @@ class Kkt {
 
   V p_of(const Pivot& pivot) const { return pivot.p < 0 ? V(0.0) : P_[pivot.p]; }
 
-  // top = r₁ − Lᵀ(r_y/a − p r_E/a²).
+  // top = r₁ − Lᵀ(r_y/a − p r_E/a²) + Σ a r/h.
   template <int R>
   void eliminate(const V* const (&right)[R], const V* (&top)[R]) {
     for (int q = 0; q < R; ++q) top[q] = right[q];
-    if (s_.pivots.empty()) return;
+    if (s_.pivots.empty() && s_.bounds.empty()) return;
     for (int q = 0; q < R; ++q) {
       std::copy(right[q], right[q] + s_.n, right_[q].begin());
       top[q] = right_[q].data();
     }
-    for (std::size_t k = 0; k < s_.pivots.size(); ++k) {
-      const Pivot& pivot = s_.pivots[k];
-      const V over = over_a_[k], weight = p_of(pivot) * over;
-      V t[R];
+    for (std::size_t k = 0; k < s_.bounds.size(); ++k) {
+      const Bound& bound = s_.bounds[k];
+      const V factor = V(A_[bound.a]) * over_h_[k];
       for (int q = 0; q < R; ++q) {
-        t[q] = over * fnma(weight, right[q][s_.n + pivot.row], right[q][pivot.variable]);
+        V& top = right_[q][bound.variable];
+        top = fma(factor, right[q][s_.n + bound.row], top);
       }
-      for (int e = s_.L.start[k]; e < s_.L.start[k + 1]; ++e) {
-        const V value = A_[s_.L.value[e]];
-        const int j = s_.L.index[e];
-        for (int q = 0; q < R; ++q) right_[q][j] = fnma(value, t[q], right_[q][j]);
+    }
+    for (int k = 0; k < s_.L.lines(); k += s_.L.alike[k]) {
+      with_alike(s_.L.alike[k], [&](auto alike) __attribute__((always_inline)) {
+        eliminate_lines<alike.value, R>(k, right);
+      });
+    }
+  }
+
+  template <int G, int R>
+  void eliminate_lines(int k, const V* const (&right)[R]) {
+    V t[R][G];
+    for (int g = 0; g < G; ++g) {
+      const Pivot& pivot = s_.pivots[k + g];
+      const V over = over_a_[k + g], weight = p_of(pivot) * over;
+      for (int q = 0; q < R; ++q) {
+        t[q][g] = over * fnma(weight, right[q][s_.n + pivot.row], right[q][pivot.variable]);
+      }
+    }
+    const int length = s_.L.start[k + 1] - s_.L.start[k], first = s_.L.start[k];
+    for (int p = 0; p < length; ++p) {
+      const int j = s_.L.index[first + p];
+      V value[G];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) value[g] = A_[s_.L.value[first + g * length + p]];
+#pragma GCC unroll 2
+      for (int q = 0; q < R; ++q) {
+        V sum = right_[q][j];
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum = fnma(value[g], t[q][g], sum);
+        right_[q][j] = sum;
       }
     }
   }
 
-  // u_y = (r_E − L u)/a, v = (r_y − p u_y)/a.
+  // u_y = (r_E − L u)/a, v = (r_y − p u_y)/a; of bounds, v = (a u − r)/h.
   template <int R>
   void substitute(const V* const (&right)[R], V* const (&left)[R]) const {
-    for (std::size_t k = 0; k < s_.pivots.size(); ++k) {
-      const Pivot& pivot = s_.pivots[k];
-      const V over = over_a_[k];
-      V rest[R];
-      for (int q = 0; q < R; ++q) rest[q] = right[q][s_.n + pivot.row];
-      for (int e = s_.L.start[k]; e < s_.L.start[k + 1]; ++e) {
-        const V value = A_[s_.L.value[e]];
-        for (int q = 0; q < R; ++q) rest[q] = fnma(value, left[q][s_.L.index[e]], rest[q]);
-      }
+    for (std::size_t k = 0; k < s_.bounds.size(); ++k) {
+      const Bound& bound = s_.bounds[k];
+      const int i = s_.n + bound.row;
+      const V a = A_[bound.a];
       for (int q = 0; q < R; ++q) {
-        const V u = rest[q] * over;
+        left[q][i] = fma(a, left[q][bound.variable], -right[q][i]) * over_h_[k];
+      }
+    }
+    for (int k = 0; k < s_.L.lines(); k += s_.L.alike[k]) {
+      with_alike(s_.L.alike[k], [&](auto alike) __attribute__((always_inline)) {
+        substitute_lines<alike.value, R>(k, right, left);
+      });
+    }
+  }
+
+  template <int G, int R>
+  void substitute_lines(int k, const V* const (&right)[R], V* const (&left)[R]) const {
+    V rest[R][G];
+    for (int g = 0; g < G; ++g) {
+      for (int q = 0; q < R; ++q) rest[q][g] = right[q][s_.n + s_.pivots[k + g].row];
+    }
+    const int length = s_.L.start[k + 1] - s_.L.start[k], first = s_.L.start[k];
+    for (int p = 0; p < length; ++p) {
+      const int j = s_.L.index[first + p];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        const V value = A_[s_.L.value[first + g * length + p]];
+#pragma GCC unroll 2
+        for (int q = 0; q < R; ++q) rest[q][g] = fnma(value, left[q][j], rest[q][g]);
+      }
+    }
+    for (int g = 0; g < G; ++g) {
+      const Pivot& pivot = s_.pivots[k + g];
+      for (int q = 0; q < R; ++q) {
+        const V u = rest[q][g] * over_a_[k + g];
         left[q][pivot.variable] = u;
-        left[q][s_.n + pivot.row] = fnma(p_of(pivot), u, right[q][pivot.variable]) * over;
+        left[q][s_.n + pivot.row] = fnma(p_of(pivot), u, right[q][pivot.variable]) * over_a_[k + g];
       }
     }
   }
@@ -215,6 +311,7 @@ class Kkt {
   const Structure& s_;
   std::vector<V> X_, D_, D_inverse_, work_, y_, right_[2];
   std::vector<V> errors_;
+  std::vector<V> over_h_;
   std::vector<T> over_a_;
   const V *P_ = nullptr, *H_ = nullptr;
   const T* A_ = nullptr;

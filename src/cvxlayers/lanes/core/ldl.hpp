@@ -26,12 +26,48 @@ inline constexpr int kTileRows = 3, kTileColumns = 3;
 inline constexpr int kTileRows = 2, kTileColumns = 2;
 #endif
 
+// Of a single instance the columns of a tile are what fills a register.
+template <class V>
+inline constexpr int kRowsOf = kLanes<V> == 1 ? 4 : kTileRows;
+template <class V>
+inline constexpr int kColumnsOf = kLanes<V> == 1 ? 8 : kTileColumns;
+
+// `tile` for a single instance, with the columns in registers; the operations are the same.
+template <int R, int C>
+inline void tile_of_one(const double* left, const double* right, int width, int across,
+                        double* target, int stride, const int* row, const int* column) {
+  constexpr int kParts = C / kRegister;
+  Register sum[R][kParts];
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < kParts; ++c) sum[r][c] = Register{};
+  }
+  for (int k = 0; k < width; ++k) {
+    Register b[kParts];
+    std::memcpy(b, right + k * across, sizeof b);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Register a = Register{} + left[r * width + k];
+#pragma GCC unroll 8
+      for (int c = 0; c < kParts; ++c) sum[r][c] = fused(a, b[c], sum[r][c]);
+    }
+  }
+  double sums[R][C];
+  std::memcpy(sums, sum, sizeof sums);
+  for (int r = 0; r < R; ++r) {
+    double* line = target + static_cast<std::ptrdiff_t>(row[r]) * stride;
+    for (int c = 0; c < C; ++c) line[column[c]] -= sums[r][c];
+  }
+}
+
 // The sums of one tile, subtracted from the target panel.
-//   left: R rows of L_K;  right: C rows of L_K D_K;  both `width` wide
+//   left: R rows of L_K, `width` wide;  right: C columns of (L_K D_K)ᵀ, whose rows are `across` wide
 //   target: the panel J, whose rows are `stride` wide; row and column numbers in it follow
 template <int R, int C, class V>
-inline void tile(const V* left, const V* right, int width, V* target, int stride, const int* row,
-                 const int* column) {
+inline void tile(const V* left, const V* right, int width, int across, V* target, int stride,
+                 const int* row, const int* column) {
+  if constexpr (kLanes<V> == 1 && C % kRegister == 0) {
+    return tile_of_one<R, C>(left, right, width, across, target, stride, row, column);
+  }
   V sum[R][C];
   for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) sum[r][c] = V(0.0);
@@ -39,7 +75,7 @@ inline void tile(const V* left, const V* right, int width, V* target, int stride
   for (int k = 0; k < width; ++k) {
     V b[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) b[c] = right[c * width + k];
+    for (int c = 0; c < C; ++c) b[c] = right[k * across + c];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V a = left[r * width + k];
@@ -57,15 +93,15 @@ inline void tile(const V* left, const V* right, int width, V* target, int stride
 
 // One strip of C columns, from row j of the update on: what is above is the other triangle.
 template <int C, class V>
-inline void strip(const V* left, const V* right, int width, V* target, int stride,
+inline void strip(const V* left, const V* right, int width, int across, V* target, int stride,
                   const int* relative, int j, int rows) {
   int i = j;
-  for (; i + kTileRows <= rows; i += kTileRows) {
-    tile<kTileRows, C>(left + i * width, right + j * width, width, target, stride, relative + i,
-                       relative + j);
+  for (; i + kRowsOf<V> <= rows; i += kRowsOf<V>) {
+    tile<kRowsOf<V>, C>(left + i * width, right + j, width, across, target, stride, relative + i,
+                        relative + j);
   }
   for (; i < rows; ++i) {
-    tile<1, C>(left + i * width, right + j * width, width, target, stride, relative + i,
+    tile<1, C>(left + i * width, right + j, width, across, target, stride, relative + i,
                relative + j);
   }
 }
@@ -76,18 +112,18 @@ void update_panel(const Symbolic& s, const Update& update, const V* D, V* X, int
   const V* left = X + s.offset[K] + update.first * width;
   const int columns = update.last - update.first, rows = s.height[K] - update.first;
   for (int c = 0; c < columns; ++c) {
-    for (int k = 0; k < width; ++k) work[c * width + k] = left[c * width + k] * D[s.column[K] + k];
+    for (int k = 0; k < width; ++k) work[k * columns + c] = left[c * width + k] * D[s.column[K] + k];
   }
   V* target = X + s.offset[J];
   const int* relative = &s.relative[update.relative];
   int j = 0;
-  for (; j + kTileColumns <= columns; j += kTileColumns) {
-    strip<kTileColumns>(left, work, width, target, s.width[J], relative, j, rows);
+  for (; j + kColumnsOf<V> <= columns; j += kColumnsOf<V>) {
+    strip<kColumnsOf<V>>(left, work, width, columns, target, s.width[J], relative, j, rows);
   }
   for (; j + 2 <= columns; j += 2) {
-    strip<2>(left, work, width, target, s.width[J], relative, j, rows);
+    strip<2>(left, work, width, columns, target, s.width[J], relative, j, rows);
   }
-  if (j < columns) strip<1>(left, work, width, target, s.width[J], relative, j, rows);
+  if (j < columns) strip<1>(left, work, width, columns, target, s.width[J], relative, j, rows);
 }
 
 // The panel itself, dense: D_c = X_cc − Σ L_ck² D_k, L_rc = (X_rc − Σ L_rk L_ck D_k) / D_c.

@@ -6,10 +6,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
 #include "engine.hpp"
+#include "outer.hpp"
 
 namespace nb = nanobind;
 
@@ -47,11 +49,16 @@ auto* output_of(Array& output, std::int64_t batch) {
   return output.data();
 }
 
+// What the eliminated rows add to P, if that is not found from P and A.
+Rows products_of(const Structure& s, const Values& M, std::int64_t batch) {
+  return s.M_is_given() ? rows_of(M, s.M_entries(), batch) : Rows{};
+}
+
 Program program_of(const Structure& s, const Values& P, const Values& q, const Values& A,
                    const Values& b, const Values& M, std::int64_t batch) {
   return {rows_of(P, s.P_entries(), batch), rows_of(q, s.n, batch),
           rows_of(A, s.A_entries(), batch), rows_of(b, s.m, batch),
-          rows_of(M, s.M_entries(), batch), batch};
+          products_of(s, M, batch), batch};
 }
 
 // Whether a signal was received whose handler raised, such as Ctrl-C.
@@ -164,26 +171,55 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              nb::arg("sign"), nb::arg("values"), nb::arg("right"), nb::arg("left"),
              nb::arg("wide"));
 
+  nb::class_<Outer>(module, "Outer")
+      .def("__init__",
+           [](Outer* self, std::vector<int> i, std::vector<int> j, std::vector<double> weight) {
+             require(j.size() == i.size() && weight.size() == i.size(),
+                     "i, j, weight: not of one length");
+             new (self) Outer{std::move(i), std::move(j), std::move(weight)};
+           })
+      .def("__call__", [](const Outer& self, Values a, Values b, Values c, Values d, Output out,
+                          int threads) {
+        const auto batch = static_cast<std::int64_t>(a.shape(0));
+        const bool total = static_cast<std::int64_t>(out.shape(0)) != batch;
+        const Rows of_a = rows_of(a, static_cast<int>(a.shape(1)), batch);
+        const Rows of_b = rows_of(b, static_cast<int>(b.shape(1)), batch);
+        const Rows of_c = rows_of(c, of_a.width, batch), of_d = rows_of(d, of_b.width, batch);
+        const auto fits = [](const std::vector<int>& index, int size) {
+          return std::all_of(index.begin(), index.end(),
+                             [size](int k) { return k >= 0 && k < size; });
+        };
+        require(fits(self.i, of_a.width) && fits(self.j, of_b.width), "i, j: out of range");
+        double* to = output_of(out, static_cast<int>(self.i.size()), total ? 1 : batch);
+        const nb::gil_scoped_release release;
+        self.apply(of_a, of_b, of_c, of_d, batch, total, to, threads);
+      });
+
   nb::class_<Engine>(module, "Engine")
       .def("__init__",
            [](Engine* self, int n, int m, int zero, int nonneg, const std::vector<int>& soc,
               const std::vector<int>& psd, int exp, const std::vector<double>& pow,
               std::vector<int> P_start, std::vector<int> P_index, std::vector<int> A_start,
               std::vector<int> A_index, const std::vector<std::vector<int>>& pivots,
-              const std::vector<std::vector<int>>& products) {
-             require(pivots.size() == 4 && products.size() == 2, "pivots, products: not 4 and 2");
+              const std::vector<std::vector<int>>& sums,
+              const std::vector<std::vector<int>>& terms) {
+             require(pivots.size() == 4 && sums.size() == 2 && terms.size() == 4,
+                     "pivots, sums, terms: not 4, 2 and 4");
              std::vector<Pivot> eliminated;
              for (std::size_t k = 0; k < pivots[0].size(); ++k) {
                eliminated.push_back({pivots[0][k], pivots[1][k], pivots[2][k], pivots[3][k]});
              }
              std::vector<std::pair<int, int>> M;
-             for (std::size_t k = 0; k < products[0].size(); ++k) {
-               M.emplace_back(products[0][k], products[1][k]);
+             for (std::size_t k = 0; k < sums[0].size(); ++k) M.emplace_back(sums[0][k], sums[1][k]);
+             std::vector<Product> products;
+             for (std::size_t k = 0; k < terms[0].size(); ++k) {
+               products.push_back({terms[0][k], terms[1][k], terms[2][k], terms[3][k]});
              }
              new (self) Engine(Structure(n, m, zero, nonneg, blocks_of(soc, psd, exp, pow),
                                          std::move(P_start), std::move(P_index),
                                          std::move(A_start), std::move(A_index),
-                                         std::move(eliminated), std::move(M)));
+                                         std::move(eliminated), std::move(M),
+                                         std::move(products)));
            })
       .def_prop_ro("unknowns", [](const Engine& self) { return self.structure.size(); })
       .def_prop_ro("entries",
@@ -241,7 +277,7 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              Program program;
              program.P = rows_of(P, s_.P_entries(), batch);
              program.A = rows_of(A, s_.A_entries(), batch);
-             program.M = rows_of(M, s_.M_entries(), batch);
+             program.M = products_of(s_, M, batch);
              program.batch = batch;
              const Points points{rows_of(x, s_.n, batch), rows_of(z, s_.m, batch),
                                  rows_of(s, s_.m, batch)};

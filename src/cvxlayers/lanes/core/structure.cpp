@@ -62,17 +62,33 @@ Pattern by_rows(const Pattern& columns, int rows) {
 
 }  // namespace
 
+void Pattern::find_alike() {
+  alike.assign(lines(), 1);
+  const auto same = [this](int i, int j) {
+    return start[i + 1] - start[i] == start[j + 1] - start[j] &&
+           std::equal(index.begin() + start[i], index.begin() + start[i + 1],
+                      index.begin() + start[j]);
+  };
+  for (int i = 0; i < lines();) {
+    int run = 1;
+    while (run < 4 && i + run < lines() && same(i, i + run)) ++run;
+    alike[i] = run == 3 ? 2 : run;
+    i += alike[i];
+  }
+}
+
 Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cones,
                      std::vector<int> P_start, std::vector<int> P_index, std::vector<int> A_start,
                      std::vector<int> A_index, std::vector<Pivot> eliminated,
-                     std::vector<std::pair<int, int>> products)
+                     std::vector<std::pair<int, int>> sums, std::vector<Product> terms)
     : n(n),
       m(m),
       zero(zero),
       nonneg(nonneg),
       blocks(std::move(cones)),
       pivots(std::move(eliminated)),
-      M(std::move(products)) {
+      M(std::move(sums)),
+      products(std::move(terms)) {
   P = by_columns(std::move(P_start), std::move(P_index));
   A = by_columns(std::move(A_start), std::move(A_index));
   P_full = both_triangles(P);
@@ -91,8 +107,17 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
     }
     L.start.push_back(static_cast<int>(L.index.size()));
   }
+  A.find_alike();
+  L.find_alike();
+  for (int k = 0; k < nonneg; ++k) {
+    const int row = zero + k, p = A_rows.start[row];
+    if (A_rows.start[row + 1] - p != 1) continue;
+    gone[n + row] = 1;
+    bounds.push_back({row, A_rows.index[p], A_rows.value[p], k});
+  }
   // Numbers among the unknowns, −1 for those that are gone.
-  std::vector<int> number(n + m, -1);
+  std::vector<int>& number = number_;
+  number.assign(n + m, -1);
   for (int i = 0; i < n + m; ++i) {
     if (gone[i]) continue;
     number[i] = size();
@@ -184,11 +209,13 @@ void Structure::order(std::vector<int> permutation) {
     for (int& i : arrow.rows) i = symbolic.position[i];
   }
   diagonal.clear();
+  bounded.clear();
   pivot_sign.clear();
   for (int i = 0; i < size(); ++i) {
     diagonal.push_back(symbolic.place(i, i));
     pivot_sign.push_back(sign[symbolic.order[i]]);
   }
+  for (const Bound& bound : bounds) bounded.push_back(diagonal[number_[bound.variable]]);
 }
 
 }  // namespace lanes

@@ -12,8 +12,12 @@
 namespace lanes {
 
 // Entries of a sparse matrix by column, or by row. `value` is where an entry's number is stored.
+// `alike` of a line is 4, 2 or 1: it and so many minus one lines after it have the same indices, and
+// are taken together.
 struct Pattern {
-  std::vector<int> start, index, value;
+  std::vector<int> start, index, value, alike;
+
+  void find_alike();
 
   int lines() const { return static_cast<int>(start.size()) - 1; }
 };
@@ -36,6 +40,17 @@ struct Block {
 struct Pivot {
   int row, variable;
   int a, p;  // where A and P store them; p may be −1
+};
+
+// A nonnegative row with a single entry a, a bound: eliminated, too, v = (a u − r)/h.
+struct Bound {
+  int row, variable;
+  int a, h;  // where A and H store them
+};
+
+// M[place] += p/a² L[left] L[right] of one pivot; left and right are where A stores the entries.
+struct Product {
+  int place, pivot, left, right;
 };
 
 // Which value of an array goes where in the store of panels.
@@ -62,9 +77,11 @@ struct Structure {
   int h_size = 0, scaling_size = 0, projection_size = 0, scratch_size = 0;
 
   std::vector<Pivot> pivots;
+  std::vector<Bound> bounds;
   Pattern L;                              // of the pivots' rows, without a
   std::vector<std::pair<int, int>> M;     // entries that the elimination adds to P
-  // What is factored: n + m without the pivots, and two for every expanded second-order cone.
+  std::vector<Product> products;          // that M is summed from; empty where it is given
+  // What is factored: n + m without pivots and bounds, and two for every expanded second-order cone.
   std::vector<int> unknowns;              // among n + m; beyond, those of cones
   std::vector<double> sign;               // of D
   std::vector<std::pair<int, int>> entries;  // of K
@@ -72,6 +89,7 @@ struct Structure {
   // After `order`: places in the store of panels.
   Symbolic symbolic;
   std::vector<int> diagonal;  // of every unknown
+  std::vector<int> bounded;   // of the variable of every bound
   Scatter of_P, of_A, of_H, of_M;
   std::vector<double> pivot_sign;  // sign, in the order of elimination
   std::vector<Arrow> arrows;
@@ -79,17 +97,22 @@ struct Structure {
 
   Structure(int n, int m, int zero, int nonneg, std::vector<Block> blocks, std::vector<int> P_start,
             std::vector<int> P_index, std::vector<int> A_start, std::vector<int> A_index,
-            std::vector<Pivot> pivots, std::vector<std::pair<int, int>> M);
+            std::vector<Pivot> pivots, std::vector<std::pair<int, int>> M,
+            std::vector<Product> products);
 
   int size() const { return static_cast<int>(unknowns.size()); }
   int P_entries() const { return static_cast<int>(P.index.size()); }
   int A_entries() const { return static_cast<int>(A.index.size()); }
   int M_entries() const { return static_cast<int>(M.size()); }
+  // Whether M comes with the program.
+  bool M_is_given() const { return products.empty(); }
 
   // Analyse the factorisation for a fill-reducing order of the unknowns.
   void order(std::vector<int> permutation);
 
  private:
+  std::vector<int> number_;  // of n + m and of cones among the unknowns, −1 for what is gone
+
   // Those of K that an array's values go to: `pairs`, in numbers of n + m and of cones.
   void add_entries(Scatter& from, const std::vector<int>& number,
                    const std::vector<std::pair<int, int>>& pairs);
