@@ -131,7 +131,9 @@ class Elimination:
         p = np.where(self.p_entries >= 0, program.P[:, self.p_entries], 0.0)
         L = np.zeros((len(program.A), len(self._a), len(self._touched)))
         L[:, self._row, self._place] = program.A[:, self._L]
-        square = np.matmul(np.swapaxes(L, 1, 2), (p / self._a**2)[:, :, None] * L)
+        # P is positive semidefinite, but for rounding. BLAS does half the work for RᵀR.
+        R = np.sqrt(np.maximum(p, 0.0) / self._a**2)[:, :, None] * L
+        square = np.matmul(np.swapaxes(R, 1, 2), R)
         return np.ascontiguousarray(square[:, self._upper[0], self._upper[1]])
 
 

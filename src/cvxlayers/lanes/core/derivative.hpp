@@ -30,7 +30,7 @@ namespace lanes {
 // regularisation.
 inline constexpr double kMargin = 1e-8, kBlockMargin = 1e-7;
 inline constexpr double kShift = 1e-8;  // regularisation of K
-inline constexpr int kScalingRounds = 4;
+inline constexpr int kScalingRounds = 2;
 inline constexpr int kRefinements = 10;
 // Refinement ends at this relative residual; up to the next one the system counts as solved.
 inline constexpr double kExact = 1e-15, kAccepted = 1e-12;

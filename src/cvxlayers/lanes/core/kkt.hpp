@@ -112,8 +112,8 @@ class Kkt {
         D_inverse_(structure.size()),
         work_(structure.symbolic.work),
         y_(2 * structure.size()),
-        over_a_(structure.pivots.size()),
-        over_h_(structure.bounds.size()) {
+        over_h_(structure.bounds.size()),
+        over_a_(structure.pivots.size()) {
     for (auto& right : right_) right.resize(structure.n);
     if (!structure.arrows.empty()) errors_.resize(2 * structure.size());
   }
