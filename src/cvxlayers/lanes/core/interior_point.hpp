@@ -56,7 +56,10 @@ inline constexpr double kRegularisation = 1e-8;
 // An answer of this accuracy is almost solved.
 inline constexpr double kReducedGap = 5e-5, kReducedFeasible = 1e-4;
 // Certificates are looked at from this κ/τ on, and hold to this tolerance.
-inline constexpr double kCertain = 1e9, kInfeasible = 1e-8;
+inline constexpr double kCertain = 1e9, kInfeasible = 1e-9;
+// A point of this size beside q and b is on its way to infinity, however small its residuals are
+// beside it.
+inline constexpr double kAbsurd = 1e10;
 inline constexpr double kStepFraction = 0.99, kLeastStep = 1e-4, kSwitchStep = 0.1;
 // Data below this size are scaled up: tolerances are absolute below one.
 inline constexpr double kTiny = 1e-2;
@@ -634,8 +637,9 @@ class InteriorPoint {
     const double nx = at(f.norm_x), nz = at(f.norm_z) * over_c, ns = at(f.norm_s);
     Progress now;
     now.primal = at(f.residual_z) * over / std::max(1.0, at(data_.norm_b) + (nx + ns) * over);
+    // Beside P x, not x: an x of 1e8 would excuse the dual residual of a linear program.
     now.dual = at(f.residual_x) * over * over_c /
-               std::max(1.0, at(data_.norm_q) + (nx + nz) * over);
+               std::max(1.0, at(data_.norm_q) + (at(f.norm_Px) * over_c + nz) * over);
     now.gap = std::fabs(primal_cost - dual_cost);
     now.relative_gap =
         now.gap / std::max(1.0, std::min(std::fabs(primal_cost), std::fabs(dual_cost)));
@@ -648,7 +652,9 @@ class InteriorPoint {
     }
     const bool closed =
         now.gap < settings_.gap_absolute || now.relative_gap < settings_.gap_relative;
-    if (ratio <= 1.0 && closed && now.primal < tolerance && now.dual < tolerance) {
+    const bool absurd = std::max(nx, nz) * over > kAbsurd * std::max({1.0, at(data_.norm_q),
+                                                                      at(data_.norm_b)});
+    if (ratio <= 1.0 && closed && now.primal < tolerance && now.dual < tolerance && !absurd) {
       return done(Outcome::kSolved);
     }
     if (ratio > kCertain) {
@@ -676,7 +682,7 @@ class InteriorPoint {
     if (switched) lost = false;
     const bool limit = iteration_[l] >= settings_.iterations;
     if (!lost && !limit) return;
-    const bool nearly = ratio <= 1.0 &&
+    const bool nearly = ratio <= 1.0 && !absurd &&
                         (now.gap < kReducedGap || now.relative_gap < kReducedGap) &&
                         now.primal < kReducedFeasible && now.dual < kReducedFeasible;
     if (limit && !lost) return done(Outcome::kIterationLimit);
