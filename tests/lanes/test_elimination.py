@@ -130,3 +130,26 @@ def test_a_coefficient_that_is_a_parameter_is_not_divided_by() -> None:
     value = a_t.detach()
     expected = (value**2 / (value**2 + 1))[:, None].expand(3, 2)
     torch.testing.assert_close(x_found.detach(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("curved", [True, False])
+def test_an_equality_may_define_a_variable_that_adds_nothing(curved: bool) -> None:
+    """y = x + 1, with p = 0 for y, beside another variable with or without a curvature."""
+    x, y, c = cp.Variable(2), cp.Variable(2), cp.Parameter(2)
+    objective = cp.sum_squares(x - c) if curved else cp.sum_squares(c) + cp.norm1(x - c)
+    problem = cp.Problem(cp.Minimize(objective + cp.sum(y)), [y == x + 1, x >= -3])
+    layer = CvxpyLayer(problem, [c], [x, y])
+    c_t = torch.tensor([[1.0, 2.0], [0.0, -1.0]], dtype=torch.float64)
+    x_found, y_found = layer(c_t)
+    if curved:
+        torch.testing.assert_close(x_found, c_t - 0.5, rtol=0, atol=1e-7)
+    torch.testing.assert_close(y_found, x_found + 1, rtol=0, atol=1e-7)
+
+
+def test_a_quadratic_form_without_linear_terms() -> None:
+    """Found by a random problem: every equality that goes has p = 0, so that M is empty."""
+    X, P = cp.Variable((2, 2)), cp.Parameter((4, 4), PSD=True)
+    problem = cp.Problem(cp.Minimize(cp.quad_form(cp.vec(X, order="F"), P)))
+    layer = CvxpyLayer(problem, [P], [X])
+    (found,) = layer(torch.eye(4, dtype=torch.float64)[None].expand(3, 4, 4))
+    torch.testing.assert_close(found, torch.zeros(3, 2, 2, dtype=torch.float64))

@@ -80,7 +80,9 @@ class Elimination:
         Rows and columns of the entries of M, i <= j.
     terms : tuple of ndarray of int
         What M is summed from: the entry of M, the number of the equality, and where A stores the
-        two factors; empty where there are so many that `products` is for them.
+        two factors.
+    by_blas : bool
+        Whether there are so many terms that they are not listed, and `products` is for them.
     pays : bool
         Whether M is small enough to be of use.
     """
@@ -110,13 +112,14 @@ class Elimination:
         products = int((counts * (counts + 1) // 2).sum())
         none = np.zeros(0, dtype=np.intp)
         self.terms: tuple[Index, ...] = (none, none, none, none)
+        self.by_blas = products > MOST_PRODUCTS
         dense = len(self._L) > 1 and len(self._L) >= DENSE * area
         fill = len(self._touched) ** 2 // 2 if dense else products
         self.pays = fill <= MOST_FILL * (P.nnz + A.nnz)
-        self.pays &= dense or products <= MOST_PRODUCTS
+        self.pays &= dense or not self.by_blas
         if not self.pays:
             return
-        if products > MOST_PRODUCTS:
+        if self.by_blas:
             self._upper = np.triu_indices(len(self._touched))
             self.i, self.j = (self._touched[k] for k in self._upper)
             return
@@ -127,7 +130,7 @@ class Elimination:
         self.terms = (place, self._row[left], self._L[left], self._L[right])
 
     def products(self, program: ConeProgram) -> Array:
-        """M, shape (B or 1, number of entries), where it is not summed from `terms`."""
+        """M, shape (B or 1, number of entries), where it is found `by_blas`."""
         p = np.where(self.p_entries >= 0, program.P[:, self.p_entries], 0.0)
         L = np.zeros((len(program.A), len(self._a), len(self._touched)))
         L[:, self._row, self._place] = program.A[:, self._L]

@@ -246,7 +246,7 @@ class Engine:
         return [*(np.ascontiguousarray(v) for v in values), self._M(program)]
 
     def _M(self, program: ConeProgram) -> Array:
-        if self._elimination is None or len(self._elimination.terms[0]):
+        if self._elimination is None or not self._elimination.by_blas:
             return _NONE
         M = self._products.get(program)
         if M is None:
