@@ -28,7 +28,6 @@ from cvxlayers.derivative import (
     polish,
     quality,
     residuals,
-    row_scales,
 )
 from cvxlayers.errors import SolverWarning, UnsupportedProblemError
 from cvxlayers.failures import failure, warn_of_gradients, warn_of_path
@@ -357,11 +356,12 @@ class SolutionMap:
         if rows.any():
             part = _taken(program, rows)
             residual, system = self._polish(part, solution, rows)
-            if not options.is_loose:
-                solution.status[solution.solved & (residual > BROKEN)] = ALMOST_SOLVED
-            rough = solution.solved & (residual > ROUGH)
-            if differentiable and rough.any():
-                warn_of_gradients(numbers[rough], len(numbers), float(residual[rough].max()))
+            if not residual.max() <= ROUGH:
+                if not options.is_loose:
+                    solution.status[solution.solved & (residual > BROKEN)] = ALMOST_SOLVED
+                rough = solution.solved & (residual > ROUGH)
+                if differentiable and rough.any():
+                    warn_of_gradients(numbers[rough], len(numbers), float(residual[rough].max()))
         if not differentiable:
             return None, None
         if own:
@@ -376,14 +376,19 @@ class SolutionMap:
         """Polish the instances `rows`, at least one, in place, and judge those that are almost
         solved: the residuals, zero where nothing was polished, and the last factors. `part` are
         the programs of these instances."""
-        residual = np.zeros(len(rows))
         point = polish(self.geometry, part, *_points(solution, rows))
-        solution.x[rows], solution.z[rows], solution.s[rows] = point.x, point.z, point.s
-        residual[rows] = point.residual
-        size = np.maximum(1.0, np.maximum(_largest(part.q), _largest(part.b)))
-        certified = (point.residual <= CERTIFIED) & (_largest(point.x) <= ABSURD * size)
-        certified &= solution.status[rows] == ALMOST_SOLVED
-        solution.status[np.flatnonzero(rows)[certified]] = SOLVED
+        residual = point.residual
+        if rows.all():
+            solution.x, solution.z, solution.s = point.x, point.z, point.s
+        else:
+            solution.x[rows], solution.z[rows], solution.s[rows] = point.x, point.z, point.s
+            residual = np.zeros(len(rows))
+            residual[rows] = point.residual
+        almost = solution.status[rows] == ALMOST_SOLVED
+        if almost.any():
+            size = np.maximum(1.0, np.maximum(_largest(part.q), _largest(part.b)))
+            certified = (point.residual <= CERTIFIED) & (_largest(point.x) <= ABSURD * size)
+            solution.status[np.flatnonzero(rows)[certified & almost]] = SOLVED
         return residual, point.system
 
     def _derivative(
@@ -401,11 +406,7 @@ class SolutionMap:
         some = None if rows.all() else rows
         smoothing = self.settings.smoothing
         if self.settings.derivative == "exact":
-            # Decided by the final points alone: whether the polish kept its factors depends on all
-            # instances, and on curved cones they are not those at these points anyway.
-            tau = row_scales(self.geometry, z, s)
-            nearby = system if tau is None else None
-            return ImplicitDerivative(self.geometry, part, x, z, s, nearby, tau), some
+            return ImplicitDerivative(self.geometry, part, x, z, s, system), some
         assert smoothing is not None
         if self.settings.derivative == "lpgd":
 
@@ -460,5 +461,7 @@ def _taken(program: ConeProgram, rows: NDArray[np.bool_]) -> ConeProgram:
 
 
 def _points(solution: ConeSolution, rows: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
-    """The points of the instances `rows`; copies."""
+    """The points of the instances `rows`; copies, unless they are all."""
+    if rows.all():
+        return solution.x, solution.z, solution.s
     return solution.x[rows], solution.z[rows], solution.s[rows]

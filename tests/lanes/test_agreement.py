@@ -69,7 +69,7 @@ def examine(family: str, kind: str, seed: int, tally: Tally, batch: int = 4) -> 
     own = found.status.copy()
     take_over("LANES", program, found, {})
     clarabel = Clarabel(program.structure).solve(program, {})
-    raw = Engine(module, program.structure).solve(program, np.arange(batch), (1e-8,) * 3, 200)
+    raw = Engine(module, program.structure).solve(program, (1e-8,) * 3, 200)
     for i in range(batch):
         where = f"{family}, {kind}, seed {seed}, instance {i}: {expected.name}"
         names = [Status(int(v)).name for v in (own[i], found.status[i], clarabel.status[i])]

@@ -79,7 +79,7 @@ def test_the_answers_are_those_without_elimination(
     assert reduced.store < plain.store
     points = []
     for core in (plain, reduced):
-        answer = core.solve(given, np.arange(B), (1e-9,) * 3, 100)
+        answer = core.solve(given, (1e-9,) * 3, 100)
         assert (answer.outcome == engine.OUTCOMES.index("solved")).all()
         point = [answer.x.copy(), answer.z.copy(), answer.s.copy()]
         assert (core.polish(given, *point) <= 1e-14).all()

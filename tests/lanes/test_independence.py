@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Found:
     def __init__(self, program: ConeProgram, core: Engine | None = None):
         core = Engine(module, program.structure) if core is None else core
         batch = program.batch
-        answer = core.solve(program, np.arange(batch), TOLERANCES, 100)
+        answer = core.solve(program, TOLERANCES, 100)
         x, z, s = answer.x.copy(), answer.z.copy(), answer.s.copy()
         good = np.isfinite(x).all(axis=1) & np.isfinite(z).all(axis=1) & np.isfinite(s).all(axis=1)
         x[~good], z[~good], s[~good] = 0.0, 0.0, 0.0
@@ -205,18 +205,27 @@ def test_a_shared_array_is_its_expansion(cone: str, shared: str) -> None:
     Found(few).same(Found(many), slice(None), slice(None))
 
 
-@pytest.mark.parametrize("rows_", [[3], [0, 15], [9, 2, 11, 4, 5, 6, 7, 8, 1]])
-def test_some_of_the_instances(cone: str, rows_: list[int]) -> None:
+@pytest.mark.parametrize("broken", [[0], [0, 15], [9, 2, 11, 4, 5, 6, 7, 8, 1], range(BATCH)])
+@pytest.mark.parametrize(("name", "value"), [("q", np.nan), ("A", np.inf), ("b", 1e20)])
+def test_beside_instances_that_are_none(
+    cone: str, broken: Sequence[int], name: str, value: float
+) -> None:
+    """Those with data that are not finite, or no bounds, are not begun with."""
     program = programs(cone)
     core = Engine(module, program.structure)
-    whole = core.solve(program, np.arange(BATCH), TOLERANCES, 100)
-    some = core.solve(program, np.array(rows_), TOLERANCES, 100)
-    rest = np.setdiff1d(np.arange(BATCH), rows_)
-    for name in ("x", "z", "s"):
-        np.testing.assert_array_equal(getattr(some, name)[rows_], getattr(whole, name)[rows_])
-        assert np.isnan(getattr(some, name)[rest]).all()
-    assert (some.outcome[rest] == engine.OUTCOMES.index("stopped")).all()
-    assert (some.iterations[rest] == 0).all()
+    whole = core.solve(program, TOLERANCES, 100)
+    values = {k: getattr(program, k) for k in "PqAb"}
+    values[name] = (
+        np.repeat(values[name], BATCH, axis=0) if len(values[name]) == 1 else values[name].copy()
+    )
+    values[name][np.array(broken), -1] = value
+    found = core.solve(ConeProgram(program.structure, **values, batch=BATCH), TOLERANCES, 100)
+    rest = np.setdiff1d(np.arange(BATCH), broken)
+    for point in ("x", "z", "s"):
+        np.testing.assert_array_equal(getattr(found, point)[rest], getattr(whole, point)[rest])
+        assert np.isnan(getattr(found, point)[broken]).all()
+    assert (found.outcome[broken] == engine.OUTCOMES.index("numerical error")).all()
+    assert (found.iterations[broken] == 0).all()
 
 
 def test_variants_are_all_independent(monkeypatch: pytest.MonkeyPatch) -> None:

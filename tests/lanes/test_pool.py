@@ -41,7 +41,7 @@ def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def solve(core: Engine, program: ConeProgram) -> Answer:
-    return core.solve(program, np.arange(program.batch), TOLERANCES, 100)
+    return core.solve(program, TOLERANCES, 100)
 
 
 def small(batch: int = 64, seed: int = 0) -> ConeProgram:
@@ -394,11 +394,6 @@ def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="wrong number of rows"):
         core.solve(
             ConeProgram(program.structure, program.P, program.q, program.A, program.b, 5),
-            np.arange(5),
             TOLERANCES,
             10,
         )
-    with pytest.raises(ValueError, match="out of range"):
-        core.solve(program, np.array([4]), TOLERANCES, 10)
-    with pytest.raises(ValueError, match="out of range"):
-        core.solve(program, np.array([-1]), TOLERANCES, 10)

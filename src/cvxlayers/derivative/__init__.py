@@ -11,7 +11,6 @@ Where there is an engine (`cvxlayers.lanes`) the same system is solved in lanes 
 `factor` is for singular ones.
 """
 
-from cvxlayers.derivative.balance import row_scales
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import ImplicitDerivative
 from cvxlayers.derivative.lpgd import LpgdDerivative
@@ -33,5 +32,4 @@ __all__ = [
     "polish",
     "quality",
     "residuals",
-    "row_scales",
 ]

@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.derivative.balance import scale_rows
+from cvxlayers.derivative.balance import row_scales, scale_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.in_lanes import LaneSystem
 from cvxlayers.derivative.quality import Quality
@@ -61,9 +61,7 @@ class ImplicitDerivative:
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): solutions, all finite.
     system : System, optional
-        A factored system; what of it is valid at these points is used.
-    tau : ndarray, optional
-        Row scales under which everything is computed (see `balance`), shape (B, m).
+        A factored system in rows as they are; what of it is valid at these points is used.
     """
 
     def __init__(
@@ -74,12 +72,25 @@ class ImplicitDerivative:
         z: Array,
         s: Array,
         system: System | None = None,
-        tau: Array | None = None,
     ):
         self.geometry, self.program, self.x, self.z, self.s = geometry, program, x, z, s
-        self._tau, self._nearby = tau, system
-        # In scaled rows.
-        self._z, self._s = (z, s) if tau is None else (z * tau, s / tau)
+        self._nearby = system
+
+    @cached_property
+    def _tau(self) -> Array | None:
+        """The row scales under which everything is computed but what lanes do, which have scales
+        of their own; see `balance`."""
+        return row_scales(self.geometry, self.z, self.s)
+
+    @cached_property
+    def _z(self) -> Array:
+        """z in scaled rows."""
+        return self.z if self._tau is None else self.z * self._tau
+
+    @cached_property
+    def _s(self) -> Array:
+        """s in scaled rows."""
+        return self.s if self._tau is None else self.s / self._tau
 
     @cached_property
     def _program(self) -> ConeProgram:
@@ -96,7 +107,9 @@ class ImplicitDerivative:
             return LaneSystem(engine, self.geometry, self.program, self.x, self.z, self.s)
         program, w, nearby = self._program, self._s - self._z, self._nearby
         self._nearby = None
-        if nearby is None:
+        # Decided by the final points alone: whether the polish kept its factors depends on all
+        # instances, and on curved cones they are not those at these points anyway.
+        if nearby is None or self._tau is not None:
             return factor(self.geometry, program, w, self._s)
         stale = np.flatnonzero(~nearby.is_at(w))
         if not len(stale):
@@ -112,8 +125,12 @@ class ImplicitDerivative:
 
     def vjp(self, gx: Array, gz: Array | None, wanted: Wanted) -> ProgramTangent:
         """See `cvxlayers.program.Linearization`."""
-        u, v = self._newton(gx, self._over_tau(gz))
-        return contract(self.geometry, u, self._over_tau(v), self.x, self.z, wanted)
+        if isinstance(self.system, LaneSystem):
+            u, v = self.system.newton(gx, gz)
+        else:
+            u, v = self._newton(gx, self._over_tau(gz))
+            v = self._over_tau(v)
+        return contract(self.geometry, u, v, self.x, self.z, wanted)
 
     def jvp(self, tangent: ProgramTangent, wanted: Wanted) -> tuple[Array, Array]:
         """See `cvxlayers.program.Linearization`."""

@@ -149,7 +149,7 @@ class SmoothedDerivative(ImplicitDerivative):
         mu: Array | float,
     ):
         smoothed = _SmoothedGeometry(geometry, _levels(mu, len(x)))
-        super().__init__(smoothed, program, x, z, s, tau=row_scales(geometry, z, s))
+        super().__init__(smoothed, program, x, z, s)
 
     def hvp(self, gx: Array, gz: Array | None, tangent: ProgramTangent, wanted: Wanted) -> NoReturn:
         """Raise NotImplementedError."""

@@ -1,7 +1,6 @@
 """The Python face of the compiled engine for one structure.
 
-The compiled classes take arrays as they are in `ConeProgram`, and write into arrays made here. Each
-call names the instances that it is for; the others' rows are left alone.
+The compiled classes take arrays as they are in `ConeProgram`, and write into arrays made here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from cvxlayers.program import ConeProgram, ProblemStructure
 __all__ = ["OUTCOMES", "Answer", "Engine", "Outer", "engine_for", "why_not"]
 
 Array = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 # What it takes: beyond, a solver for single instances is as fast, or its factor does not fit into
 # the caches that the lanes' speed comes from.
@@ -46,6 +44,7 @@ OUTCOMES = (
     "stopped",
 )
 
+_STOPPED = OUTCOMES.index("stopped")
 _NONE = np.zeros((1, 0))
 _engines: WeakKeyDictionary[ProblemStructure, Engine | str] = WeakKeyDictionary()
 _lock = Lock()
@@ -104,12 +103,13 @@ def _make(structure: ProblemStructure) -> Engine | str:
 
 
 class Answer:
-    """What `Engine.solve` found, for B instances: rows that it was not asked for are NaN.
+    """What `Engine.solve` found, for B instances.
 
     Attributes
     ----------
     x, z, s : ndarray
-        Shapes (B, n), (B, m), (B, m). Of an infeasible instance, the certificate.
+        Shapes (B, n), (B, m), (B, m). Of an infeasible instance, the certificate; NaN of one that
+        was not begun with.
     outcome : ndarray of int
         Shape (B,): positions in `OUTCOMES`.
     iterations : ndarray of int
@@ -119,10 +119,12 @@ class Answer:
     """
 
     def __init__(self, batch: int, structure: ProblemStructure):
-        self.x = np.full((batch, structure.n), np.nan)
-        self.z = np.full((batch, structure.m), np.nan)
-        self.s = np.full((batch, structure.m), np.nan)
-        self.outcome = np.full(batch, OUTCOMES.index("stopped"), dtype=np.int8)
+        self.x = np.empty((batch, structure.n))
+        self.z, self.s = np.empty((batch, structure.m)), np.empty((batch, structure.m))
+        for point in (self.x, self.z, self.s):
+            point.fill(np.nan)
+        self.outcome = np.empty(batch, dtype=np.int8)
+        self.outcome.fill(_STOPPED)
         self.iterations = np.zeros(batch, dtype=np.int64)
         self.seconds = np.zeros(batch)
 
@@ -177,17 +179,17 @@ class Engine:
     def solve(
         self,
         program: ConeProgram,
-        rows: Rows,
         tolerances: tuple[float, float, float],
         iterations: int,
         seconds: float | None = None,
     ) -> Answer:
-        """Solve the instances `rows`.
+        """Solve the instances.
+
+        Those that have data which are not finite, or a bound of 1e20, end as a numerical error.
 
         Parameters
         ----------
         program : ConeProgram
-        rows : ndarray of int
         tolerances : tuple of float
             Of the gap, absolute and relative, and of both residuals.
         iterations : int
@@ -198,7 +200,6 @@ class Engine:
         answer = Answer(program.batch, program.structure)
         self._core.solve(
             *self._values(program),
-            rows,
             answer.x,
             answer.z,
             answer.s,
@@ -208,7 +209,7 @@ class Engine:
             list(tolerances),
             iterations,
             -1.0 if seconds is None else max(seconds, 0.0),
-            _threads(len(rows)),
+            _threads(program.batch),
         )
         return answer
 
@@ -222,9 +223,7 @@ class Engine:
             did not become rounding; the point is then left as it was.
         """
         residual = np.full(program.batch, math.inf)
-        self._core.polish(
-            *self._values(program), _all(program), x, z, s, residual, _threads(program.batch)
-        )
+        self._core.polish(*self._values(program), x, z, s, residual, _threads(program.batch))
         return residual
 
     def newton(
@@ -237,7 +236,7 @@ class Engine:
         residual.fill(math.inf)
         P, _, A, _, M = self._values(program)
         r1, r2 = np.ascontiguousarray(r1), None if r2 is None else np.ascontiguousarray(r2)
-        self._core.newton(P, A, M, _all(program), x, z, s, r1, r2, u, v, residual, _threads(len(x)))
+        self._core.newton(P, A, M, x, z, s, r1, r2, u, v, residual, _threads(len(x)))
         return u, v, residual
 
     def _values(self, program: ConeProgram) -> list[Array]:
@@ -277,7 +276,7 @@ class Outer:
         summed over the batch, if `total`."""
         out = np.empty((1 if total else len(a), self._size))
         a, b, c, d = (np.ascontiguousarray(v) for v in (a, b, c, d))
-        self._core(a, b, c, d, out, workers())
+        self._core(a, b, c, d, out, _threads(len(a)))
         return out
 
 
@@ -286,11 +285,7 @@ def _threads(count: int) -> int:
     return workers() if count > 1 else 1
 
 
-def _all(program: ConeProgram) -> Rows:
-    return np.arange(program.batch, dtype=np.int64)
-
-
-def _fill_reducing_order(size: int, i: Rows, j: Rows) -> Rows:
+def _fill_reducing_order(size: int, i: NDArray[Any], j: NDArray[Any]) -> NDArray[np.int64]:
     """An order of elimination: SuperLU's minimum degree, for a matrix with this pattern."""
     every = np.arange(size)
     rows, cols = np.concatenate([i, j, every]), np.concatenate([j, i, every])

@@ -35,8 +35,6 @@ _STATUS = np.array([int(_STATUSES[name]) for name in OUTCOMES], dtype=np.int64)
 _SOLVED, _ALMOST_SOLVED = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
 _PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE = int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
 _NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
-# A bound of this size is none; Clarabel leaves such rows out.
-INFINITE = 1e20
 MOST_ITERATIONS = 2**31 - 1
 
 
@@ -71,19 +69,14 @@ class Lanes(Solver):
         settings = {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}
         for name, value in options.items():
             settings[name] = _number(name, value)
-        usable = program.is_finite()
-        usable &= np.abs(program.b).max(axis=1, initial=0.0) < INFINITE
-        rows = np.flatnonzero(usable)
         tolerances = (settings["tol_gap_abs"], settings["tol_gap_rel"], settings["tol_feas"])
         # Not kept: a solver is copied and stored with its layer.
         engine = engine_for(self.structure)
         if engine is None:
             raise RuntimeError(f"{self.refusal(self.structure)}.")
-        answer = engine.solve(
-            program, rows, tolerances, int(settings["max_iter"]), seconds_left(deadline)
-        )
+        limit = int(settings["max_iter"])
+        answer = engine.solve(program, tolerances, limit, seconds_left(deadline))
         status = _STATUS[answer.outcome]
-        status[~usable] = _NUMERICAL_ERROR
         solution = ConeSolution(
             answer.x,
             answer.z,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from cvxlayers.call import Call
 from cvxlayers.operations import RESULT
@@ -23,7 +24,7 @@ __all__ = ["Operation", "Task"]
 Maybe = torch.Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Task:
     """One operation of one call, and the dtype of its outputs."""
 
@@ -99,7 +100,8 @@ class Operation(torch.autograd.Function):
         if any(g is not None for g in gradients):
             terms = task.call.reverse(task.name, ctx.saved_tensors, gradients, wanted)
             for place, name, operands in terms:
-                pulled[place] = Operation.apply(replace(task, name=name), *operands)
+                part = Task(task.call, name, task.dtype, task.mapped)
+                pulled[place] = _recorded(part, operands)
         return None, *(g if w else None for g, w in zip(pulled, wanted, strict=True))
 
     @staticmethod
@@ -120,6 +122,17 @@ class Operation(torch.autograd.Function):
         ]
         results = Operation.apply(replace(task, mapped=task.mapped + 1), *front)
         return results, (0,) * len(results)
+
+
+def _recorded(task: Task, operands: Sequence[Maybe]) -> tuple[torch.Tensor, ...]:
+    """The results, with what is needed to differentiate them if anybody may ask for that."""
+    if (
+        torch.is_grad_enabled()
+        or _functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return Operation.apply(task, *operands)
+    return task.run(operands)
 
 
 # `torch.autograd.Function.apply` asks for it in every call, and takes longer than a small solve.

@@ -87,12 +87,12 @@ class Derivative {
 
   // Improve the points of the queue in place, where that succeeds; `residual` is the larger of
   // ‖F₁‖ and the rows of F₂, each relative to its terms, and infinite where it does not.
-  void polish(const Program& program, const std::int64_t* rows, Queue& queue, double* x, double* z,
-              double* s, double* residual) {
+  void polish(const Program& program, Queue& queue, double* x, double* z, double* s,
+              double* residual) {
     const Points points{{x, program.batch, s_.n}, {z, program.batch, s_.m},
                         {s, program.batch, s_.m}};
     begin(program);
-    while (next(program, rows, points, queue)) {
+    while (next(program, points, queue)) {
       load(program.q, instances_.data(), q_.data());
       load(program.b, instances_.data(), b_.data());
       scale_vectors();
@@ -119,11 +119,11 @@ class Derivative {
   // (u, v) of (1) at the points, for right-hand sides (r₁, r₂) of which the second may be missing;
   // `residual` is that of the scaled system relative to its right-hand side, infinite where the
   // system may be singular.
-  void solve(const Program& program, const std::int64_t* rows, const Points& points, const Rows& r1,
-             const Rows& r2, Queue& queue, double* u, double* v, double* residual) {
+  void solve(const Program& program, const Points& points, const Rows& r1, const Rows& r2,
+             Queue& queue, double* u, double* v, double* residual) {
     const int n = s_.n, m = s_.m;
     begin(program);
-    while (next(program, rows, points, queue)) {
+    while (next(program, points, queue)) {
       for (int i = 0; i < m; ++i) w_[i] = sl_[i] - z_[i];
       factor();
       load(r1, instances_.data(), right_[0].data());
@@ -206,14 +206,14 @@ class Derivative {
   }
 
   // The next instances of the queue, their matrices and points, scaled; false after the last.
-  bool next(const Program& program, const std::int64_t* rows, const Points& points, Queue& queue) {
+  bool next(const Program& program, const Points& points, Queue& queue) {
     const std::int64_t first = queue.next.fetch_add(L, std::memory_order_relaxed);
     if (first >= queue.count || queue.is_over()) {
       queue.next.store(queue.count, std::memory_order_relaxed);
       return false;
     }
     count_ = static_cast<int>(std::min<std::int64_t>(L, queue.count - first));
-    for (int l = 0; l < L; ++l) instances_[l] = rows[first + std::min(l, count_ - 1)];
+    for (int l = 0; l < L; ++l) instances_[l] = first + std::min(l, count_ - 1);
     if (!shared_) load_matrices(program, instances_.data());
     load(points.x, instances_.data(), x_.data());
     load(points.z, instances_.data(), z_.data());

@@ -50,9 +50,9 @@ class Engine {
 
   explicit Engine(Structure structure) : structure(std::move(structure)) {}
 
-  void solve(const Program& program, const std::int64_t* rows, const Settings& settings,
-             const Answers& answers, Queue& queue, int threads) {
-    const auto run = [&](auto& worker) { worker.run(program, rows, settings, queue, answers); };
+  void solve(const Program& program, const Settings& settings, const Answers& answers, Queue& queue,
+             int threads) {
+    const auto run = [&](auto& worker) { worker.run(program, settings, queue, answers); };
     if (program.matrices_shared()) {
       each(queue, threads, solo_, shared_, run);
     } else {
@@ -60,17 +60,16 @@ class Engine {
     }
   }
 
-  void polish(const Program& program, const std::int64_t* rows, double* x, double* z, double* s,
-              double* residual, Queue& queue, int threads) {
+  void polish(const Program& program, double* x, double* z, double* s, double* residual,
+              Queue& queue, int threads) {
     each(queue, threads, solo_derivative_, wide_derivative_,
-         [&](auto& worker) { worker.polish(program, rows, queue, x, z, s, residual); });
+         [&](auto& worker) { worker.polish(program, queue, x, z, s, residual); });
   }
 
-  void newton(const Program& program, const std::int64_t* rows, const Points& points,
-              const Rows& r1, const Rows& r2, double* u, double* v, double* residual, Queue& queue,
-              int threads) {
+  void newton(const Program& program, const Points& points, const Rows& r1, const Rows& r2,
+              double* u, double* v, double* residual, Queue& queue, int threads) {
     each(queue, threads, solo_derivative_, wide_derivative_, [&](auto& worker) {
-      worker.solve(program, rows, points, r1, r2, queue, u, v, residual);
+      worker.solve(program, points, r1, r2, queue, u, v, residual);
     });
   }
 

@@ -63,6 +63,8 @@ inline constexpr double kAbsurd = 1e10;
 inline constexpr double kStepFraction = 0.99, kLeastStep = 1e-4, kSwitchStep = 0.1;
 // Data below this size are scaled up: tolerances are absolute below one.
 inline constexpr double kTiny = 1e-2;
+// A bound of this size is none. Clarabel leaves such rows out, and so is who gets the instance.
+inline constexpr double kInfinite = 1e20;
 // A system is solved once its residual is at this level.
 inline constexpr double kSystemRelative = 1e-12, kSystemAbsolute = 1e-12;
 
@@ -75,6 +77,9 @@ struct Data {
   std::vector<V> P, M, q, b, d, e, over_d, over_e;
   std::vector<T> A;
   V c{1.0}, unit{1.0}, norm_q{0.0}, norm_b{0.0};
+  // The sum of v − v over the data, which is zero or NaN.
+  T matrices_check{0.0};
+  V check{0.0};
   // P and M before they are scaled by c.
   std::vector<V> P_unscaled, M_unscaled;
 
@@ -97,6 +102,9 @@ struct Data {
     load(program.P, instances, of_P.data());
     load(program.A, instances, A.data());
     if (s.M_is_given()) load(program.M, instances, of_M.data());
+    matrices_check = T(0.0);
+    for (const T& v : of_P) matrices_check += v - v;
+    for (const T& v : A) matrices_check += v - v;
     equilibrate(s, kEquilibrationRounds, of_P.data(), A.data(), of_d.data(), of_e.data());
     make_products(s, of_P.data(), A.data(), of_d.data(), of_M.data());
     const auto spread = [](const std::vector<T>& from, std::vector<V>& to) {
@@ -110,10 +118,18 @@ struct Data {
     for (std::size_t i = 0; i < e.size(); ++i) over_e[i] = V(1.0) / e[i];
   }
 
+  // Whether an instance is one to begin with: its data are finite, and its bounds bound.
+  bool is_usable(int lane) const {
+    return get(check, lane) == 0.0 && get(norm_b, lane) * get(unit, lane) < kInfinite;
+  }
+
   // q and b, in units of their size where they are small (cones are homogeneous), and c.
   void load_vectors(const Structure& s, const Program& program, const std::int64_t* instances) {
     load(program.q, instances, q.data());
     load(program.b, instances, b.data());
+    check = V(matrices_check);
+    for (const V& v : q) check += v - v;
+    for (const V& v : b) check += v - v;
     norm_q = largest(q.data(), s.n);
     norm_b = largest(b.data(), s.m);
     const V size = max(norm_q, norm_b);
@@ -200,19 +216,16 @@ class InteriorPoint {
     }
   }
 
-  // Solve instances rows[…] of the queue until it is empty.
-  void run(const Program& program, const std::int64_t* rows, const Settings& settings, Queue& queue,
-           const Answers& answers) {
+  // Solve instances of the queue until it is empty.
+  void run(const Program& program, const Settings& settings, Queue& queue, const Answers& answers) {
     settings_ = settings;
     program_ = &program;
-    rows_ = rows;
     queue_ = &queue;
     answers_ = answers;
     staged_from_ = staged_count_ = 0;
     state_.fill(kIdle);
     if constexpr (Data<V, T>::kShared) {
-      std::int64_t first[L];
-      std::fill(first, first + L, rows[0]);
+      std::int64_t first[L] = {};
       staged_.load_matrices(s_, program, first);
       data_.share(staged_);
     }
@@ -240,9 +253,8 @@ class InteriorPoint {
   bool fill() {
     bool loaded = false, busy = false;
     for (int l = 0; l < L; ++l) {
-      if (state_[l] == kIdle && (staged_from_ < staged_count_ || stage())) {
-        begin(l, staged_from_++);
-        loaded = true;
+      while (state_[l] == kIdle && (staged_from_ < staged_count_ || stage())) {
+        loaded = begin(l, staged_from_++) || loaded;
       }
       busy = busy || state_[l] != kIdle;
     }
@@ -259,7 +271,7 @@ class InteriorPoint {
     }
     staged_from_ = 0;
     staged_count_ = static_cast<int>(std::min<std::int64_t>(L, queue_->count - first));
-    for (int l = 0; l < L; ++l) instances_[l] = rows_[first + std::min(l, staged_count_ - 1)];
+    for (int l = 0; l < L; ++l) instances_[l] = first + std::min(l, staged_count_ - 1);
     if constexpr (!Data<V, T>::kShared) {
       staged_.load_matrices(s_, *program_, instances_.data());
     }
@@ -267,7 +279,12 @@ class InteriorPoint {
     return true;
   }
 
-  void begin(int lane, int from) {
+  // Whether there is an instance to begin with.
+  bool begin(int lane, int from) {
+    if (!staged_.is_usable(from)) {
+      answers_.outcome[instances_[from]] = static_cast<std::int8_t>(Outcome::kNumericalError);
+      return false;
+    }
     data_.take(lane, staged_, from);
     instance_[lane] = instances_[from];
     state_[lane] = s_.symmetric ? kStarting : kRunning;
@@ -281,6 +298,7 @@ class InteriorPoint {
     }
     set(tau_, lane, 1.0);
     set(kappa_, lane, 1.0);
+    return true;
   }
 
   void finish(int lane, Outcome outcome) {
@@ -716,7 +734,6 @@ class InteriorPoint {
   int staged_from_ = 0, staged_count_ = 0;
   double clock_ = 0.0;
   const Program* program_ = nullptr;
-  const std::int64_t* rows_ = nullptr;
   Queue* queue_ = nullptr;
   Answers answers_{};
 };

@@ -22,7 +22,6 @@ using Values = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::
 using Output = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Integers = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Indices = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<std::int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void require(bool condition, const char* what) {
@@ -69,12 +68,9 @@ bool interrupted() {
 
 // Call f(queue) without the GIL; raise what a signal handler raised meanwhile.
 template <class F>
-void without_gil(const Indices& rows, std::int64_t batch, double seconds, F&& f) {
-  for (std::size_t k = 0; k < rows.shape(0); ++k) {
-    require(rows.data()[k] >= 0 && rows.data()[k] < batch, "rows: an index is out of range");
-  }
+void without_gil(std::int64_t batch, double seconds, F&& f) {
   Queue queue;
-  queue.count = static_cast<std::int64_t>(rows.shape(0));
+  queue.count = batch;
   queue.interrupted = interrupted;
   if (seconds >= 0.0) {
     queue.has_deadline = true;
@@ -241,8 +237,8 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              self.structure.order(std::move(permutation));
            })
       .def("solve",
-           [](Engine& self, Values P, Values q, Values A, Values b, Values M, Indices rows,
-              Output x, Output z, Output s, Numbers seconds, Bytes outcome, Integers iterations,
+           [](Engine& self, Values P, Values q, Values A, Values b, Values M, Output x, Output z,
+              Output s, Numbers seconds, Bytes outcome, Integers iterations,
               const std::vector<double>& tolerances, int limit, double time, int threads) {
              const Structure& s_ = self.structure;
              const auto batch = static_cast<std::int64_t>(x.shape(0));
@@ -252,25 +248,25 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
                                    output_of(outcome, batch),   output_of(iterations, batch)};
              require(tolerances.size() == 3, "tolerances: not three");
              const Settings settings{tolerances[0], tolerances[1], tolerances[2], limit};
-             without_gil(rows, batch, time, [&](Queue& queue) {
-               self.solve(program, rows.data(), settings, answers, queue, threads);
+             without_gil(batch, time, [&](Queue& queue) {
+               self.solve(program, settings, answers, queue, threads);
              });
            })
       .def("polish",
-           [](Engine& self, Values P, Values q, Values A, Values b, Values M, Indices rows,
-              Output x, Output z, Output s, Numbers residual, int threads) {
+           [](Engine& self, Values P, Values q, Values A, Values b, Values M, Output x, Output z,
+              Output s, Numbers residual, int threads) {
              const Structure& s_ = self.structure;
              const auto batch = static_cast<std::int64_t>(x.shape(0));
              const Program program = program_of(s_, P, q, A, b, M, batch);
              double *of_x = output_of(x, s_.n, batch), *of_z = output_of(z, s_.m, batch),
                     *of_s = output_of(s, s_.m, batch), *of_residual = output_of(residual, batch);
-             without_gil(rows, batch, -1.0, [&](Queue& queue) {
-               self.polish(program, rows.data(), of_x, of_z, of_s, of_residual, queue, threads);
+             without_gil(batch, -1.0, [&](Queue& queue) {
+               self.polish(program, of_x, of_z, of_s, of_residual, queue, threads);
              });
            })
       .def("newton",
-           [](Engine& self, Values P, Values A, Values M, Indices rows, Values x, Values z, Values s,
-              Values r1, std::optional<Values> r2, Output u, Output v, Numbers residual,
+           [](Engine& self, Values P, Values A, Values M, Values x, Values z, Values s, Values r1,
+              std::optional<Values> r2, Output u, Output v, Numbers residual,
               int threads) {
              const Structure& s_ = self.structure;
              const auto batch = static_cast<std::int64_t>(u.shape(0));
@@ -285,12 +281,11 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              const Rows of_r2 = r2 ? rows_of(*r2, s_.m, batch) : Rows{};
              double *of_u = output_of(u, s_.n, batch), *of_v = output_of(v, s_.m, batch),
                     *of_residual = output_of(residual, batch);
-             without_gil(rows, batch, -1.0, [&](Queue& queue) {
-               self.newton(program, rows.data(), points, of_r1, of_r2, of_u, of_v, of_residual,
-                           queue, threads);
+             without_gil(batch, -1.0, [&](Queue& queue) {
+               self.newton(program, points, of_r1, of_r2, of_u, of_v, of_residual, queue, threads);
              });
            },
-           nb::arg("P"), nb::arg("A"), nb::arg("M"), nb::arg("rows"), nb::arg("x"), nb::arg("z"), nb::arg("s"),
-           nb::arg("r1"), nb::arg("r2").none(), nb::arg("u"), nb::arg("v"), nb::arg("residual"),
+           nb::arg("P"), nb::arg("A"), nb::arg("M"), nb::arg("x"), nb::arg("z"),
+           nb::arg("s"), nb::arg("r1"), nb::arg("r2").none(), nb::arg("u"), nb::arg("v"), nb::arg("residual"),
            nb::arg("threads"));
 }
