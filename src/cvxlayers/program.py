@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cvxlayers.status import Status
 
 __all__ = [
+    "CONES",
     "ConeDims",
     "ConeProgram",
     "ConeSolution",
@@ -36,6 +37,10 @@ Array = NDArray[np.float64]
 
 # Looked up once: access to an enum's members is slow enough to show in a small solve.
 _SOLVED, _INTERRUPTED = int(Status.SOLVED), int(Status.INTERRUPTED)
+
+
+#: The kinds of cones.
+CONES = frozenset({"zero", "nonneg", "soc", "psd", "exp", "pow"})
 
 
 @dataclass(frozen=True)

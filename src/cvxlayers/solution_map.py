@@ -90,13 +90,19 @@ class SolutionMap:
                 f"{reasons}. Leave solver=None for a solver that takes every problem."
             )
         self.canonical = canonical
-        self.geometry = Geometry(structure)
+        limit = settings.max_batch_memory
+        self._memory = SHARE * total_memory() if limit is None else limit
+        self.geometry = Geometry(structure, self._memory)
         self.settings = settings
         self._options = self._chosen(settings.solver_args)
         # What does not belong to this solver has been warned of once, and is left out from now on.
         own = self._options.kind.options | set(COMMON_OPTIONS)
         args = {k: v for k, v in (settings.solver_args or {}).items() if k in own}
         self.settings = replace(settings, solver_args=args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Solvers are chosen anew where it is loaded: there may be others there.
+        return SolutionMap, (self.canonical, self.settings)
 
     @property
     def solver(self) -> Solver:
@@ -106,9 +112,10 @@ class SolutionMap:
     def _chosen(self, *layers: Mapping[str, Any] | None) -> Options:
         """The options of layers of them, for the first solver that has them all, or the first.
         Progress is printed by Clarabel if no solver was named."""
-        verbose = self.settings.verbose or any(
-            layer.get("verbose") for layer in layers if isinstance(layer, Mapping)
-        )
+        verbose: bool | None = self.settings.verbose
+        for layer in layers:
+            if isinstance(layer, Mapping) and layer.get("verbose") is not None:
+                verbose = layer["verbose"]
         kinds = list(self._solvers)
         if verbose:
             kinds = kinds[-1:]
@@ -296,10 +303,9 @@ class SolutionMap:
             if any(len(theta[maps.parts[part][0]]) > 1 for part in f.depends_on)
         )
         each = 8.0 * (COPIES * varying + POINTS * (structure.n + 2 * structure.m))
-        if factored and self.geometry.engine is None:
+        if factored and (self.geometry.engine is None or self.settings.derivative == "smoothed"):
             each += memory_of_factor(self.geometry)
-        limit = self.settings.max_batch_memory
-        return slices(batch, each, SHARE * total_memory() if limit is None else limit)
+        return slices(batch, each, self._memory)
 
     def _differentiate_in_pieces(
         self, point: Point, theta: Sequence[Array], pieces: Sequence[slice], options: Options

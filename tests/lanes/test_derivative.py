@@ -7,16 +7,20 @@ and the inequalities that define the cones.
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cvxlayers.cones import ProductCone
-from cvxlayers.derivative import Geometry
+from cvxlayers.derivative import Geometry, memory_of_factor
 from cvxlayers.derivative import polish as polished
+from cvxlayers.derivative.in_lanes import LaneSystem
 from cvxlayers.lanes import Engine, load
-from cvxlayers.program import ConeDims, ConeProgram
+from cvxlayers.program import ConeDims, ConeProgram, Pattern, ProblemStructure
 from cvxlayers.solvers.clarabel import Clarabel
 from solvers.random_programs import dense_data, random_program
 from solvers.toys import program_of
@@ -144,7 +148,7 @@ def test_regular_vertices_of_linear_programs() -> None:
 @pytest.mark.parametrize("name", DIMS)
 def test_newton_at_length(name: str, seed: int) -> None:
     point = points(name, batch=16, seed=seed)
-    check_system(point, *right_sides(point, seed))
+    assert check_system(point, *right_sides(point, seed)).mean() >= 0.6
 
 
 def test_scaled_rows_and_columns() -> None:
@@ -375,3 +379,44 @@ def test_small_data_are_polished_in_their_own_unit(size: float) -> None:
     assert also.sum() >= 0.6 * good.sum() > 0
     for a, b in ((x, p), (z, y), (s, t)):
         np.testing.assert_allclose(b[also] / size, a[also], rtol=0, atol=1e-10 * np.abs(a).max())
+
+
+def test_threads_on_one_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equalities that are there twice, and so a singular system, in two pieces, which two threads
+    take at once. The primal part is that of one equality alone."""
+    n, batch = 3, 20
+    each = np.arange(n + 1, dtype=np.int32)
+    A = Pattern((2, n), np.tile(np.arange(2, dtype=np.int32), n), 2 * each)
+    structure = ProblemStructure(ConeDims(zero=2), Pattern((n, n), each[:-1], each), A)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((batch, n))
+    program = ConeProgram(
+        structure,
+        rng.uniform(1, 2, (batch, n)),
+        np.zeros((batch, n)),
+        np.repeat(a, 2, axis=1),
+        np.ones((batch, 2)),
+        batch,
+    )
+    geometry = Geometry(structure, memory=10 * memory_of_factor(Geometry(structure)))
+    x, z, s = np.zeros((batch, n)), np.zeros((batch, 2)), np.zeros((batch, 2))
+    system = LaneSystem(Engine(module, structure), geometry, program, x, z, s)
+    gradient = rng.standard_normal((batch, n))
+    # u of P u + aᵀν = g, a u = 0.
+    over = 1.0 / program.P
+    nu = (a * over * gradient).sum(1) / (a * over * a).sum(1)
+    expected = over * (gradient - a * nu[:, None])
+
+    factored = LaneSystem._factored
+
+    def slowly(*arguments: Any) -> Any:
+        made = factored(*arguments)
+        time.sleep(0.01)
+        return made
+
+    monkeypatch.setattr(LaneSystem, "_factored", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        found = [f.result() for f in [pool.submit(system.newton, gradient, None) for _ in range(4)]]
+    assert system.degenerate.all()
+    for u, _ in found:
+        np.testing.assert_allclose(u, expected, rtol=0, atol=1e-9)

@@ -120,9 +120,9 @@ def test_a_coefficient_that_is_a_parameter_is_not_divided_by() -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - 1) + cp.sum_squares(y)), [a * y == x])
     canonical = canonicalize(problem, [a], [x, y], False, None)
     found = elimination.find_elimination(canonical.structure)
-    if found is not None:
-        fixed = canonical.structure.fixed_A
-        assert fixed is not None and np.isfinite(fixed[found.a_entries]).all()
+    assert found is not None
+    fixed = canonical.structure.fixed_A
+    assert fixed is not None and np.isfinite(fixed[found.a_entries]).all()
     layer = CvxpyLayer(problem, [a], [x, y])
     a_t = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
     x_found, _ = layer(a_t)
@@ -136,13 +136,13 @@ def test_a_coefficient_that_is_a_parameter_is_not_divided_by() -> None:
 def test_an_equality_may_define_a_variable_that_adds_nothing(curved: bool) -> None:
     """y = x + 1, with p = 0 for y, beside another variable with or without a curvature."""
     x, y, c = cp.Variable(2), cp.Variable(2), cp.Parameter(2)
-    objective = cp.sum_squares(x - c) if curved else cp.sum_squares(c) + cp.norm1(x - c)
+    objective = cp.sum_squares(x - c) if curved else 2 * cp.norm1(x - c)
     problem = cp.Problem(cp.Minimize(objective + cp.sum(y)), [y == x + 1, x >= -3])
     layer = CvxpyLayer(problem, [c], [x, y])
     c_t = torch.tensor([[1.0, 2.0], [0.0, -1.0]], dtype=torch.float64)
     x_found, y_found = layer(c_t)
-    if curved:
-        torch.testing.assert_close(x_found, c_t - 0.5, rtol=0, atol=1e-7)
+    # 2 (x − c) + 1 = 0; and the slope of 2 |x − c| is more than one.
+    torch.testing.assert_close(x_found, c_t - 0.5 if curved else c_t, rtol=0, atol=1e-7)
     torch.testing.assert_close(y_found, x_found + 1, rtol=0, atol=1e-7)
 
 

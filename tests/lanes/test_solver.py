@@ -430,6 +430,13 @@ def test_progress_is_printed_by_clarabel(
     assert "Clarabel" in capfd.readouterr().out
 
 
+def test_the_last_word_on_progress_counts(called: list[str]) -> None:
+    CvxpyLayer(*small_problem(), verbose=True)(VALUE, solver_args={"verbose": False})
+    layer = CvxpyLayer(*small_problem(), solver_args={"verbose": True})
+    layer(VALUE, solver_args={"verbose": False})
+    assert called == ["LANES"] * 2
+
+
 def test_progress_of_a_solver_that_was_named(
     called: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,6 +481,17 @@ def test_who_took_over_is_told(called: list[str]) -> None:
     assert (info.status == Status.SOLVED).all()
     np.testing.assert_allclose(found, [[0.5, 0.5], [1.0, 0.5], [0.5, 0.25]], atol=1e-7)
     assert called == ["LANES", "CLARABEL"]
+
+
+def test_who_takes_over_has_a_limit_too(called: list[str]) -> None:
+    """No number of iterations is an error for some instances, and none for others."""
+    x, b = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - 1)), [x <= b])
+    layer = CvxpyLayer(problem, [b], [x], solver_args={"max_iters": 2**40})
+    (found,) = layer(torch.tensor([[0.5, 0.5], [1e20, 0.5]], dtype=torch.float64))
+    np.testing.assert_allclose(found, [[0.5, 0.5], [1.0, 0.5]], atol=1e-7)
+    with pytest.raises(ValueError, match=r"max_iter.*below 2\*\*31, got 1099511627776"):
+        layer(VALUE, solver_args={"max_iter": 2**40})
 
 
 def test_float32() -> None:

@@ -161,7 +161,8 @@ def test_failures_in_pieces(solver: str) -> None:
     assert y[~info.solved].isnan().all()
 
 
-def test_the_limit_of_memory_holds() -> None:
+@pytest.mark.parametrize("derivative", ["exact", "smoothed"])
+def test_the_limit_of_memory_holds(derivative: Any) -> None:
     n, batch, limit = 20, 500, 4e6
     x, L, q = cp.Variable(n), cp.Parameter((n, n)), cp.Parameter(n)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ x) + q @ x), [x <= 1, x >= -1])
@@ -171,7 +172,14 @@ def test_the_limit_of_memory_holds() -> None:
     )
     peaks = []
     for allowed in (None, limit):
-        layer = CvxpyLayer(problem, [L, q], [x], max_batch_memory=allowed)
+        layer = CvxpyLayer(
+            problem,
+            [L, q],
+            [x],
+            derivative=derivative,
+            smoothing=None if derivative == "exact" else 0.01,
+            max_batch_memory=allowed,
+        )
         layer(L_t[:2], q_t[:2])[0].sum().backward()  # what is made once
         tracemalloc.start()
         layer(L_t, q_t)[0].sum().backward()

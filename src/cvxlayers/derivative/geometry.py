@@ -3,6 +3,7 @@ P x, A x and Aᵀ z over a batch of values."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ __all__ = ["Geometry"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+
+
+# Bytes: beyond, pieces of a batch are no faster together than after each other.
+MOST_MEMORY = 1e9
 
 
 class _Gather:
@@ -57,10 +62,12 @@ class Geometry:
         Pattern of both triangles of P.
     P_entry : ndarray of int
         For every entry of `P_full`, its position among the stored upper triangle.
+    memory : float
+        Bytes that factored systems may take at once, where there is a choice.
     """
 
-    def __init__(self, structure: ProblemStructure):
-        self.structure = structure
+    def __init__(self, structure: ProblemStructure, memory: float = math.inf):
+        self.structure, self.memory = structure, min(memory, MOST_MEMORY)
         dims = structure.dims
         self.cone = ProductCone(
             zero=dims.zero,

@@ -43,7 +43,7 @@ from cvxlayers.derivative.in_lanes import LaneSystem
 from cvxlayers.derivative.quality import Quality
 from cvxlayers.derivative.strictness import is_strict
 from cvxlayers.derivative.system import System, factor
-from cvxlayers.lanes import Outer
+from cvxlayers.lanes import Engine, Outer
 from cvxlayers.program import ConeProgram, Pattern, ProblemStructure, ProgramTangent, Wanted
 
 __all__ = ["ImplicitDerivative"]
@@ -231,7 +231,7 @@ def contract(
     dq = -_maybe_sum(u[:, wanted.q], "q" in shared)
     db = _maybe_sum(v[:, wanted.b], "b" in shared)
     if geometry.engine is not None and wanted.A.size + wanted.P.size:
-        of_P, of_A = _outers_of(structure, wanted)
+        of_P, of_A = _outers_of(structure, geometry.engine, wanted)
         dA = of_A(z, u, v, x, "A" in shared)
         return ProgramTangent(of_P(u, x, x, u, "P" in shared), dq, dA, db)
     dA = -_outer(A, wanted.A, z, u, v, x, "A" in shared)
@@ -243,12 +243,12 @@ def contract(
 _outers: WeakKeyDictionary[ProblemStructure, tuple[Wanted, Outer, Outer]] = WeakKeyDictionary()
 
 
-def _outers_of(structure: ProblemStructure, wanted: Wanted) -> tuple[Outer, Outer]:
+def _outers_of(structure: ProblemStructure, engine: Engine, wanted: Wanted) -> tuple[Outer, Outer]:
     made = _outers.get(structure)
     if made is None or made[0].P is not wanted.P or made[0].A is not wanted.A:
         P, A = structure.P, structure.A
-        of_P = Outer(P.rows[wanted.P], P.cols[wanted.P], _weight(P, wanted.P))
-        made = wanted, of_P, Outer(A.rows[wanted.A], A.cols[wanted.A], -1.0)
+        of_P = engine.outer(P.rows[wanted.P], P.cols[wanted.P], _weight(P, wanted.P))
+        made = wanted, of_P, engine.outer(A.rows[wanted.A], A.cols[wanted.A], -1.0)
         _outers[structure] = made
     return made[1], made[2]
 

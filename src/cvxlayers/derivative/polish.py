@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cvxlayers.derivative.balance import row_scales, scale_rows
 from cvxlayers.derivative.geometry import Geometry
-from cvxlayers.derivative.system import System, factor
+from cvxlayers.derivative.system import System, factor, in_pieces
 from cvxlayers.program import ConeProgram
 
 __all__ = ["Polished", "polish", "residual", "residuals"]
@@ -114,11 +114,11 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     point = Polished(x, z, s, engine.polish(program, x, z, s), None)
     # Where that fails, Newton's method needs other starts, or exact least squares.
     rest = np.flatnonzero(~np.isfinite(point.residual))
-    if len(rest):
-        part = program if len(rest) == len(x) else program.take(rest)
-        again = _in_units(geometry, part, x[rest], z[rest], s[rest])
+    for some in in_pieces(geometry, rest):
+        part = program if len(some) == len(x) else program.take(some)
+        again = _in_units(geometry, part, x[some], z[some], s[some])
         for name in ("x", "z", "s", "residual"):
-            getattr(point, name)[rest] = getattr(again, name)
+            getattr(point, name)[some] = getattr(again, name)
     return point
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from cvxlayers.derivative.sparse import SparseSystem
 from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram
 
-__all__ = ["System", "factor", "memory_of_factor"]
+__all__ = ["System", "factor", "in_pieces", "memory_of_factor"]
 
 Array = NDArray[np.float64]
 
@@ -163,6 +164,12 @@ def memory_of_factor(geometry: Geometry) -> float:
     if size <= DENSE_SIZE or (size <= DENSE_LIMIT and stored > DENSE_FILL * size**2):
         return 8.0 * (2 * size**2 + structure.n * structure.m)
     return 500.0 * stored
+
+
+def in_pieces(geometry: Geometry, rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """The instances `rows`, as many at once as may be factored together."""
+    size = max(1, int(geometry.memory // memory_of_factor(geometry)))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _fill(geometry: Geometry, spectrum: Spectrum) -> int:

@@ -73,10 +73,14 @@ def why_not(structure: ProblemStructure) -> str | None:
 
 
 def _engine_or_reason(structure: ProblemStructure) -> Engine | str:
-    with _lock:
-        if structure not in _engines:
-            _engines[structure] = _make(structure)
-        return _engines[structure]
+    found = _engines.get(structure)
+    if found is None:
+        # Making one may take seconds. Nobody waits for it who has one.
+        with _lock:
+            found = _engines.get(structure)
+            if found is None:
+                found = _engines[structure] = _make(structure)
+    return found
 
 
 def _make(structure: ProblemStructure) -> Engine | str:
@@ -141,6 +145,7 @@ class Engine:
 
     def __init__(self, module: Any, structure: ProblemStructure):
         dims, A = structure.dims, structure.A
+        self._module = module
         self._elimination = find_elimination(structure)
         self._products: WeakKeyDictionary[ConeProgram, Array] = WeakKeyDictionary()
         pivots: list[list[int]] = [[], [], [], []]
@@ -229,8 +234,22 @@ class Engine:
     def newton(
         self, program: ConeProgram, x: Array, z: Array, s: Array, r1: Array, r2: Array | None
     ) -> tuple[Array, Array, Array]:
-        """(u, v) with P u + Aᵀv = r₁ and (I − D)(A u − r₂) = D v, D = DΠ(s − z), and by how much
-        it is missed: relative residuals, infinite where the system may be singular."""
+        """Solve P u + Aᵀv = r₁, (I − D)(A u − r₂) = D v, D = DΠ(s − z).
+
+        Parameters
+        ----------
+        program : ConeProgram
+        x, z, s : ndarray
+            Shapes (B, n), (B, m), (B, m), contiguous.
+        r1, r2 : ndarray
+            Shapes (B, n), (B, m); None for zero.
+
+        Returns
+        -------
+        u, v, residual : ndarray
+            Shapes (B, n), (B, m) and (B,): by how much the equations are missed, relative to their
+            right-hand sides; infinite where the system may be singular.
+        """
         B, structure = len(x), program.structure
         u, v, residual = np.empty((B, structure.n)), np.empty((B, structure.m)), np.empty(B)
         residual.fill(math.inf)
@@ -238,6 +257,11 @@ class Engine:
         r1, r2 = np.ascontiguousarray(r1), None if r2 is None else np.ascontiguousarray(r2)
         self._core.newton(P, A, M, x, z, s, r1, r2, u, v, residual, _threads(len(x)))
         return u, v, residual
+
+    def outer(self, i: NDArray[Any], j: NDArray[Any], weight: Array | float) -> Outer:
+        """w (a bᵀ + c dᵀ) at fixed entries (i, j), as a function of a, b, c and d."""
+        weights = np.broadcast_to(np.asarray(weight, dtype=np.float64), (len(i),))
+        return Outer(self._module.Outer(i.tolist(), j.tolist(), weights.tolist()), len(i))
 
     def _values(self, program: ConeProgram) -> list[Array]:
         """P, q, A, b, and what the eliminated rows add to P."""
@@ -255,25 +279,26 @@ class Engine:
 
 
 class Outer:
-    """w (a bᵀ + c dᵀ) at fixed entries (i, j).
+    """w (a bᵀ + c dᵀ) at fixed entries (i, j); made by `Engine.outer`."""
 
-    Parameters
-    ----------
-    i, j : ndarray of int
-    weight : ndarray or float
-        w of every entry.
-    """
-
-    def __init__(self, i: NDArray[Any], j: NDArray[Any], weight: Any):
-        module = load()
-        assert module is not None
-        weights = np.broadcast_to(np.asarray(weight, dtype=np.float64), (len(i),))
-        self._size = len(i)
-        self._core = module.Outer(i.tolist(), j.tolist(), weights.tolist())
+    def __init__(self, core: Any, size: int):
+        self._core, self._size = core, size
 
     def __call__(self, a: Array, b: Array, c: Array, d: Array, total: bool) -> Array:
-        """For a, c of shape (B, ·) and b, d of shape (B, ·): shape (B, entries), or (1, entries),
-        summed over the batch, if `total`."""
+        """The entries for every instance, or their sum over the batch.
+
+        Parameters
+        ----------
+        a, b, c, d : ndarray
+            Shapes (B, rows), (B, columns), (B, rows), (B, columns).
+        total : bool
+            Whether to sum.
+
+        Returns
+        -------
+        ndarray
+            Shape (B, entries), or (1, entries).
+        """
         out = np.empty((1 if total else len(a), self._size))
         a, b, c, d = (np.ascontiguousarray(v) for v in (a, b, c, d))
         self._core(a, b, c, d, out, _threads(len(a)))

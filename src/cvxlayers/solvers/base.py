@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 
 from cvxlayers.program import ConeProgram, ConeSolution, Linearization, ProblemStructure
 
-__all__ = ["Solver", "seconds_left"]
+__all__ = ["MOST_ITERATIONS", "Solver", "seconds_left"]
+
+#: What every solver takes for its limit.
+MOST_ITERATIONS = 2**31 - 1
 
 
 def seconds_left(deadline: float | None) -> float | None:
@@ -33,6 +36,10 @@ class Solver(ABC):
         Kinds of cones it takes, as in `ConeDims.kinds`; see `refusal`.
     options : frozenset of str
         The options it understands, under the solver's own names.
+    tolerances : tuple of str
+        Those among them that `eps` stands for.
+    iteration_limit : str
+        That which `max_iters` stands for.
     has_derivative : bool
         Whether it brings a derivative of its own (see `linearize`).
     """
@@ -40,6 +47,8 @@ class Solver(ABC):
     name: ClassVar[str]
     cones: ClassVar[frozenset[str]]
     options: ClassVar[frozenset[str]]
+    tolerances: ClassVar[tuple[str, ...]] = ()
+    iteration_limit: ClassVar[str] = "max_iters"
     has_derivative: ClassVar[bool] = False
 
     def __init__(self, structure: ProblemStructure):
@@ -55,9 +64,10 @@ class Solver(ABC):
         return None
 
     @classmethod
-    @abstractmethod
     def common_options(cls, eps: float | None, max_iters: int | None) -> dict[str, Any]:
         """The solver's own names and values for the options that every solver understands."""
+        named: dict[str, Any] = {} if eps is None else dict.fromkeys(cls.tolerances, eps)
+        return named if max_iters is None else named | {cls.iteration_limit: max_iters}
 
     @abstractmethod
     def solve(

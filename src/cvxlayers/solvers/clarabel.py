@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.parallel import for_each, is_stopped
-from cvxlayers.program import ConeDims, ConeProgram, ConeSolution
+from cvxlayers.program import CONES, ConeDims, ConeProgram, ConeSolution
 from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.certificates import is_proof, power_of
 from cvxlayers.status import Status
@@ -64,7 +64,7 @@ class Clarabel(Solver):
     objectives*, arXiv 2405.12762."""
 
     name = "CLARABEL"
-    cones = frozenset({"zero", "nonneg", "soc", "psd", "exp", "pow"})
+    cones = CONES
     options = frozenset(
         {
             "max_iter",
@@ -113,14 +113,8 @@ class Clarabel(Solver):
         }
     )
 
-    @classmethod
-    def common_options(cls, eps: float | None, max_iters: int | None) -> dict[str, Any]:
-        named: dict[str, Any] = {}
-        if eps is not None:
-            named |= {"tol_gap_abs": eps, "tol_gap_rel": eps, "tol_feas": eps}
-        if max_iters is not None:
-            named["max_iter"] = int(max_iters)
-        return named
+    tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
+    iteration_limit = "max_iter"
 
     def solve(
         self,

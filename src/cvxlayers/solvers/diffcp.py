@@ -13,7 +13,7 @@ from typing import Any
 
 from cvxlayers.errors import UnsupportedProblemError
 from cvxlayers.parallel import for_each
-from cvxlayers.program import ConeProgram, ConeSolution, ProblemStructure
+from cvxlayers.program import CONES, ConeProgram, ConeSolution, ProblemStructure
 from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.diffcp_derivative import DiffcpDerivative
 from cvxlayers.solvers.diffcp_program import DiffcpProgram, lift
@@ -43,7 +43,7 @@ class Diffcp(Solver):
     """
 
     name = "DIFFCP"
-    cones = frozenset({"zero", "nonneg", "soc", "psd", "exp"})
+    cones = CONES - {"pow"}
     options = OWN_OPTIONS | SOLVER_OPTIONS
     has_derivative = True
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.lanes import OUTCOMES, engine_for, why_not
-from cvxlayers.program import ConeProgram, ConeSolution, ProblemStructure
-from cvxlayers.solvers.base import Solver, seconds_left
+from cvxlayers.program import CONES, ConeProgram, ConeSolution, ProblemStructure
+from cvxlayers.solvers.base import MOST_ITERATIONS, Solver, seconds_left
 from cvxlayers.solvers.certificates import is_proof, power_of
 from cvxlayers.status import Status
 
@@ -35,29 +35,22 @@ _STATUS = np.array([int(_STATUSES[name]) for name in OUTCOMES], dtype=np.int64)
 _SOLVED, _ALMOST_SOLVED = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
 _PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE = int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
 _NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
-MOST_ITERATIONS = 2**31 - 1
+_DEFAULTS = {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}
 
 
 class Lanes(Solver):
     """The method of Goulart & Chen, arXiv 2405.12762, on many instances of one pattern at once."""
 
     name = "LANES"
-    cones = frozenset({"zero", "nonneg", "soc", "psd", "exp", "pow"})
-    options = frozenset({"max_iter", "tol_gap_abs", "tol_gap_rel", "tol_feas"})
+    cones = CONES
+    tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
+    iteration_limit = "max_iter"
+    options = frozenset({*tolerances, iteration_limit})
 
     @classmethod
     def refusal(cls, structure: ProblemStructure) -> str | None:
         reason = why_not(structure)
         return None if reason is None else f"LANES {reason}"
-
-    @classmethod
-    def common_options(cls, eps: float | None, max_iters: int | None) -> dict[str, Any]:
-        named: dict[str, Any] = {}
-        if eps is not None:
-            named |= {"tol_gap_abs": eps, "tol_gap_rel": eps, "tol_feas": eps}
-        if max_iters is not None:
-            named["max_iter"] = int(max_iters)
-        return named
 
     def solve(
         self,
@@ -66,16 +59,14 @@ class Lanes(Solver):
         verbose: bool = False,
         deadline: float | None = None,
     ) -> ConeSolution:
-        settings = {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}
-        for name, value in options.items():
-            settings[name] = _number(name, value)
-        tolerances = (settings["tol_gap_abs"], settings["tol_gap_rel"], settings["tol_feas"])
+        settings = {name: _number(name, value) for name, value in {**_DEFAULTS, **options}.items()}
+        gap_abs, gap_rel, feas = (settings[name] for name in self.tolerances)
         # Not kept: a solver is copied and stored with its layer.
         engine = engine_for(self.structure)
         if engine is None:
             raise RuntimeError(f"{self.refusal(self.structure)}.")
-        limit = int(settings["max_iter"])
-        answer = engine.solve(program, tolerances, limit, seconds_left(deadline))
+        limit = int(settings[self.iteration_limit])
+        answer = engine.solve(program, (gap_abs, gap_rel, feas), limit, seconds_left(deadline))
         status = _STATUS[answer.outcome]
         solution = ConeSolution(
             answer.x,
@@ -116,9 +107,12 @@ class Lanes(Solver):
 def _number(name: str, value: Any) -> float:
     """The value of an option, or a ValueError that says what was expected."""
     if name == "max_iter":
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0:
-            return min(int(value), MOST_ITERATIONS)
-        raise ValueError(f"solver_args[{name!r}]: expected a positive integer, got {value!r}")
+        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if is_integer and 0 < int(value) <= MOST_ITERATIONS:
+            return int(value)
+        raise ValueError(
+            f"solver_args[{name!r}]: expected a positive integer below 2**31, got {value!r}"
+        )
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value) > 0:
         return float(value)
     raise ValueError(f"solver_args[{name!r}]: expected a positive number, got {value!r}")

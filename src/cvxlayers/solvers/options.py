@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvxlayers.solvers import SOLVERS, get_solver
-from cvxlayers.solvers.base import Solver
+from cvxlayers.solvers.base import MOST_ITERATIONS, Solver
 from cvxlayers.warning import warn
 
 __all__ = ["COMMON_OPTIONS", "Options", "knows_options", "resolve_options"]
@@ -146,7 +146,7 @@ def _checked(name: str, value: Any) -> Any:
         expected = f"a positive finite number, such as {example}"
     elif name == "max_iters":
         if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0:
-            return int(value)
+            return min(int(value), MOST_ITERATIONS)
         expected = "a positive integer, such as 1000"
     else:
         if isinstance(value, bool):

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from cvxlayers.parallel import for_each
-from cvxlayers.program import ConeProgram, ConeSolution, ProblemStructure
+from cvxlayers.program import CONES, ConeProgram, ConeSolution, ProblemStructure
 from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.scs_form import ScsForm, status_of
 from cvxlayers.status import Status
@@ -32,7 +32,7 @@ class SCS(Solver):
     """
 
     name = "SCS"
-    cones = frozenset({"zero", "nonneg", "soc", "psd", "exp", "pow"})
+    cones = CONES
     options = frozenset(
         {
             "normalize",
@@ -55,19 +55,11 @@ class SCS(Solver):
             "log_csv_filename",
         }
     )
+    tolerances = ("eps_abs", "eps_rel")
 
     def __init__(self, structure: ProblemStructure):
         super().__init__(structure)
         self._form = ScsForm(structure, self.name)
-
-    @classmethod
-    def common_options(cls, eps: float | None, max_iters: int | None) -> dict[str, Any]:
-        named: dict[str, Any] = {}
-        if eps is not None:
-            named |= {"eps_abs": eps, "eps_rel": eps}
-        if max_iters is not None:
-            named["max_iters"] = int(max_iters)
-        return named
 
     def solve(
         self,

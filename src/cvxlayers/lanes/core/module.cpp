@@ -228,8 +228,6 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
                      return std::vector<std::vector<int>>{i, j};
                    })
       .def_prop_ro("store", [](const Engine& self) { return self.structure.symbolic.store; })
-      .def_prop_ro("multiplications",
-                   [](const Engine& self) { return self.structure.symbolic.multiplications; })
       .def("order",
            [](Engine& self, std::vector<int> permutation) {
              require(static_cast<int>(permutation.size()) == self.structure.size(),

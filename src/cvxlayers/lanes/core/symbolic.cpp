@@ -190,11 +190,8 @@ void find_updates(Symbolic& s) {
         s.relative.push_back(place[s.rows[s.row_offset[K] + r]]);
       }
       tallest = std::max(tallest, update.last - update.first);
-      s.multiplications += static_cast<double>(s.width[K]) * (update.last - update.first) *
-                           (s.height[K] - update.first);
       s.updates.push_back(update);
     }
-    s.multiplications += 0.5 * s.height[J] * s.width[J] * s.width[J];
     s.update_offset.push_back(static_cast<int>(s.updates.size()));
   }
   s.work = (tallest + 4) * (kWidest + 4);

@@ -33,7 +33,6 @@ struct Symbolic {
   std::vector<int> panel_of;  // the panel of a column
   int store = 0;              // numbers in all panels
   int work = 0;               // numbers of scratch that `factor` needs
-  double multiplications = 0.0;
 
   int panels() const { return static_cast<int>(column.size()); }
   // Where entry (i, j) of K is in the store of panels, i and j in the order of the unknowns.
