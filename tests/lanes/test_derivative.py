@@ -347,6 +347,22 @@ def test_the_polish_of_what_has_no_solution() -> None:
     assert (x == 1.0).all() and (z == 1.0).all() and (s == 1.0).all()
 
 
+@pytest.mark.parametrize("where", ["q", "x"])
+def test_what_no_row_sees_is_refused_too(where: str) -> None:
+    """NaN for a variable that is in no row: nothing of it reaches s or w."""
+    A = Pattern((1, 2), np.zeros(1, dtype=np.int32), np.array([0, 1, 1], dtype=np.int32))
+    P = Pattern((2, 2), np.arange(2, dtype=np.int32), np.arange(3, dtype=np.int32))
+    structure = ProblemStructure(ConeDims(nonneg=1), P, A)
+    data = np.ones((3, 2)), -np.ones((3, 2)), np.ones((3, 1)), np.full((3, 1), 0.5)
+    program = ConeProgram(structure, *data, 3)
+    # ½ x² − x with x₁ <= ½.
+    x, z, s = np.tile([0.5, 1.0], (3, 1)), np.full((3, 1), 0.5), np.zeros((3, 1))
+    (program.q if where == "q" else x)[1, 1] = np.nan
+    residual = Engine(module, structure).polish(program, x, z, s)
+    assert np.isinf(residual[1]) and (residual[[0, 2]] <= 1e-15).all()
+    np.testing.assert_array_equal(x[[0, 2]], [[0.5, 1.0]] * 2)
+
+
 @pytest.mark.parametrize("part", ["P", "q", "A", "b"])
 def test_data_that_are_not_finite_are_refused(part: str) -> None:
     program = random_program(ConeDims(nonneg=5, soc=(3,)), 4, batch=9, rank=4)

@@ -397,3 +397,87 @@ def test_a_wrong_shape_is_refused() -> None:
             TOLERANCES,
             10,
         )
+
+
+@pytest.mark.parametrize("how", ["columns first", "single precision"])
+def test_what_is_written_into_a_copy_is_refused(how: str) -> None:
+    """An answer in a converted copy of an output would be lost."""
+    program = small(4)
+    core = Engine(module, program.structure)
+    found = solve(core, program)
+    points = [found.x, found.z, found.s]
+    for k in range(3):
+        other = list(points)
+        other[k] = (
+            np.asfortranarray(points[k]) if how == "columns first" else points[k].astype(np.float32)
+        )
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            core.polish(program, *other)
+
+
+def structure_of(**changes: Any) -> tuple[Any, ...]:
+    """What the compiled class takes for x₁ + 2 x₂ <= 1 with P = I, but for changes."""
+    parts: dict[str, Any] = {
+        "n": 2,
+        "m": 1,
+        "zero": 0,
+        "nonneg": 1,
+        "soc": [],
+        "psd": [],
+        "exp": 0,
+        "pow": [],
+        "P_start": [0, 1, 2],
+        "P_index": [0, 1],
+        "A_start": [0, 1, 2],
+        "A_index": [0, 0],
+    }
+    return (*(parts | changes).values(), [[]] * 4, [[]] * 2, [[]] * 4, 1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"nonneg": 2}, "rows of A"),
+        ({"nonneg": 1, "soc": [0]}, "no rows"),
+        ({"nonneg": 0, "psd": [40]}, "too large"),
+        ({"nonneg": -2, "pow": [1.0]}, "negative"),
+        ({"nonneg": 1, "pow": [1.0]}, "between 0 and 1"),
+        ({"A_index": [0, 1]}, "out of range"),
+        ({"A_index": [0, -1]}, "out of range"),
+        ({"P_index": [0, 2]}, "out of range"),
+        ({"A_start": [0, 2, 1]}, "start"),
+        ({"A_start": [0, 1]}, "start"),
+    ],
+)
+def test_a_wrong_structure_is_refused(changes: dict[str, Any], told: str) -> None:
+    assert module is not None
+    module.Engine(*structure_of())
+    with pytest.raises(ValueError, match=told):
+        module.Engine(*structure_of(**changes))
+
+
+FEW_THREADS = """
+import os
+import resource
+import numpy as np
+from cvxlayers.lanes import Engine, engine
+from lanes.test_pool import check, module, small, solve
+
+program = small(256)
+core = Engine(module, program.structure)
+expected = solve(core, program)
+engine.workers = lambda: 64
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+# Each thread wants a stack of some megabytes.
+resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
+found = solve(core, program)
+check(found, expected)
+assert len(os.listdir("/proc/self/task")) < 256 // module.width, "no limit was met"
+"""
+
+
+@linux
+def test_as_many_threads_as_there_may_be() -> None:
+    result = run(FEW_THREADS)
+    assert result.returncode == 0, result.stdout

@@ -143,6 +143,16 @@ def test_numbers_of_numpy() -> None:
     assert solve(program, max_iter=np.int64(50), tol_feas=np.float32(1e-6)).solved.all()
 
 
+@pytest.mark.parametrize("limit", range(3, 12))
+def test_almost_solved_at_the_limit_of_iterations(limit: int) -> None:
+    """As Clarabel says, which takes the same steps."""
+    program = random_program(ConeDims(nonneg=20), 10, batch=8, rank=10, seed=1)
+    found = solve(program, max_iter=limit)
+    expected = Clarabel(program.structure).solve(program, {"max_iter": limit})
+    # Rounding puts the tolerances of one or two a step apart.
+    assert (found.status == expected.status).mean() >= 0.75
+
+
 def test_verbose_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     program, expected = scalar_batch()
     solution = Lanes(program.structure).solve(program, {}, verbose=True)

@@ -12,8 +12,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import scipy.sparse as sp
-import scipy.sparse.linalg
 from numpy.typing import NDArray
 
 from cvxlayers.lanes.elimination import find_elimination
@@ -100,10 +98,10 @@ def _make(structure: ProblemStructure) -> Engine | str:
     largest = max(dims.psd, default=0)
     if largest > LARGEST_PSD:
         return f"takes semidefinite matrices of up to {LARGEST_PSD} rows, not of {largest}"
-    engine = Engine(module, structure)
-    if engine.store > MOST_STORED:
-        return f"takes factors of up to {MOST_STORED:,} entries, not {engine.store:,}"
-    return engine
+    try:
+        return Engine(module, structure)
+    except OverflowError:
+        return f"takes factors of up to {MOST_STORED:,} entries"
 
 
 class Answer:
@@ -141,6 +139,11 @@ class Engine:
     module : module
         A compiled variant.
     structure : ProblemStructure
+
+    Raises
+    ------
+    OverflowError
+        If the factor of an instance would have more than `MOST_STORED` entries.
     """
 
     def __init__(self, module: Any, structure: ProblemStructure):
@@ -172,9 +175,8 @@ class Engine:
             pivots,
             sums,
             terms,
+            MOST_STORED,
         )
-        i, j = (np.array(v, dtype=np.int64) for v in self._core.entries)
-        self._core.order(_fill_reducing_order(self._core.unknowns, i, j).tolist())
 
     @property
     def store(self) -> int:
@@ -308,17 +310,3 @@ class Outer:
 def _threads(count: int) -> int:
     # Asking how many there may be takes as long as a small solve.
     return workers() if count > 1 else 1
-
-
-def _fill_reducing_order(size: int, i: NDArray[Any], j: NDArray[Any]) -> NDArray[np.int64]:
-    """An order of elimination: SuperLU's minimum degree, for a matrix with this pattern."""
-    every = np.arange(size)
-    rows, cols = np.concatenate([i, j, every]), np.concatenate([j, i, every])
-    # Diagonally dominant, so that SuperLU finds nothing to pivot for.
-    K = sp.csc_array((np.ones(len(rows)), (rows, cols)), shape=(size, size))
-    K.data[:] = 1.0 / (1 + size)
-    K = (K + sp.eye_array(size)).tocsc()
-    factor = scipy.sparse.linalg.splu(
-        K, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-    )
-    return np.argsort(factor.perm_c).astype(np.int64)

@@ -32,7 +32,7 @@ struct Program {
   bool matrices_shared() const { return P.shared() && A.shared(); }
 };
 
-// Read `count` numbers of L instances into lanes.
+// Read the numbers of L instances into lanes.
 template <class V>
 inline void load(const Rows& rows, const std::int64_t* instances, V* out) {
   constexpr int L = kLanes<V>;
@@ -44,7 +44,7 @@ inline void load(const Rows& rows, const std::int64_t* instances, V* out) {
   }
 }
 
-// Write one lane of `count` numbers.
+// Write one lane of so many numbers.
 template <class V>
 inline void store(const V* values, int lane, int count, double* out) {
   const auto* numbers = reinterpret_cast<const double*>(values) + lane;

@@ -444,6 +444,7 @@ class Derivative {
     // NaN does not get through a maximum.
     V total = primal + dual;
     for (int i = 0; i < m; ++i) total = fma(V(0.0), w[i], total);
+    for (int j = 0; j < n; ++j) total = fma(V(0.0), x[j] + F1[j], total);
     return select(total <= V(1e300), max(primal, dual), V(1e300));
   }
 

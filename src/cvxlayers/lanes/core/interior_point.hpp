@@ -56,7 +56,7 @@ inline constexpr double kRegularisation = 1e-8;
 // An answer of this accuracy is almost solved.
 inline constexpr double kReducedGap = 5e-5, kReducedFeasible = 1e-4;
 // Certificates are looked at from this κ/τ on, and hold to this tolerance.
-inline constexpr double kCertain = 1e9, kInfeasible = 1e-9;
+inline constexpr double kCertain = 1e9, kInfeasible = 1e-9, kGain = 1e-6;
 // A point of this size beside q and b is on its way to infinity, however small its residuals are
 // beside it.
 inline constexpr double kAbsurd = 1e10;
@@ -679,8 +679,13 @@ class InteriorPoint {
       const double Az = at(f.norm_Az) * over_c / std::max(1.0, nz);
       const double Px = at(f.norm_Px) / std::max(1.0, nx);
       const double Axs = at(f.norm_Axs) / std::max(1.0, nx + ns);
-      if (bz < -kInfeasible && Az < -kInfeasible * bz) return done(Outcome::kPrimalInfeasible);
-      if (qx < -kInfeasible && std::max(Px, Axs) < -kInfeasible * qx) {
+      // Clarabel's test is relative to z and x, and so is passed by any that grow fast enough: what
+      // is left has to be small beside the gain, too.
+      if (bz < -kInfeasible && Az < -kInfeasible * bz && at(f.norm_Az) < -kGain * bz) {
+        return done(Outcome::kPrimalInfeasible);
+      }
+      if (qx < -kInfeasible && std::max(Px, Axs) < -kInfeasible * qx &&
+          std::max(at(f.norm_Px), at(data_.c) * at(f.norm_Axs)) < -kGain * qx) {
         return done(Outcome::kDualInfeasible);
       }
     }
@@ -703,8 +708,8 @@ class InteriorPoint {
     const bool nearly = ratio <= 1.0 && !absurd &&
                         (now.gap < kReducedGap || now.relative_gap < kReducedGap) &&
                         now.primal < kReducedFeasible && now.dual < kReducedFeasible;
-    if (limit && !lost) return done(Outcome::kIterationLimit);
-    done(nearly ? Outcome::kAlmostSolved : Outcome::kInsufficientProgress);
+    if (nearly) return done(Outcome::kAlmostSolved);
+    done(lost ? Outcome::kInsufficientProgress : Outcome::kIterationLimit);
   }
 
   Mask in_state(State wanted) const {

@@ -52,7 +52,7 @@ inline void subtract_columns(const Pattern& columns, int j, const T* values, con
     }
   }
   const int length = columns.start[j + 1] - columns.start[j];
-  const int* index = &columns.index[columns.start[j]];
+  const int* index = columns.index.data() + columns.start[j];
   const T* first = values + columns.start[j];
   for (int p = 0; p < length; ++p) {
     const int i = index[p];

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "engine.hpp"
+#include "ordering.hpp"
 #include "outer.hpp"
 
 namespace nb = nanobind;
@@ -19,6 +20,7 @@ namespace lanes {
 namespace {
 
 using Values = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+// Outputs are never converted: what is written to a converted copy would be lost (`noconvert` below).
 using Output = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Integers = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -110,15 +112,24 @@ std::vector<std::string> supported() {
   return names;
 }
 
+std::vector<std::pair<int, int>> entries_of(int size, const std::vector<int>& i,
+                                            const std::vector<int>& j) {
+  require(i.size() == j.size(), "i, j: not of one length");
+  std::vector<std::pair<int, int>> entries;
+  for (std::size_t k = 0; k < i.size(); ++k) {
+    require(i[k] >= 0 && i[k] < size && j[k] >= 0 && j[k] < size, "i, j: out of range");
+    entries.emplace_back(i[k], j[k]);
+  }
+  return entries;
+}
+
 // K⁻¹ of a right-hand side, for the tests of the factorisation: entries (i, j) of one triangle, the
 // diagonal's signs, and one row of values and of right-hand sides for each instance.
 void factor_and_solve(const std::vector<int>& i, const std::vector<int>& j,
                       const std::vector<int>& order, const std::vector<double>& sign, Values values,
                       Values right, Output left, bool wide) {
   const int size = static_cast<int>(order.size());
-  std::vector<std::pair<int, int>> entries;
-  for (std::size_t k = 0; k < i.size(); ++k) entries.emplace_back(i[k], j[k]);
-  const Symbolic symbolic = analyze(size, entries, order);
+  const Symbolic symbolic = analyze(size, entries_of(size, i, j), order);
   std::vector<double> pivots;
   for (int k : symbolic.order) pivots.push_back(sign[k]);
   const auto batch = static_cast<std::int64_t>(values.shape(0));
@@ -163,8 +174,12 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
   nb::set_leak_warnings(false);
   module.attr("width") = kWidth;
   module.def("supported", &supported);
+  module.def("minimum_degree",
+             [](int size, const std::vector<int>& i, const std::vector<int>& j, std::int64_t most) {
+               return minimum_degree(size, entries_of(size, i, j), most);
+             });
   module.def("factor_and_solve", &factor_and_solve, nb::arg("i"), nb::arg("j"), nb::arg("order"),
-             nb::arg("sign"), nb::arg("values"), nb::arg("right"), nb::arg("left"),
+             nb::arg("sign"), nb::arg("values"), nb::arg("right"), nb::arg("left").noconvert(),
              nb::arg("wide"));
 
   nb::class_<Outer>(module, "Outer")
@@ -189,7 +204,9 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
         double* to = output_of(out, static_cast<int>(self.i.size()), total ? 1 : batch);
         const nb::gil_scoped_release release;
         self.apply(of_a, of_b, of_c, of_d, batch, total, to, threads);
-      });
+      },
+           nb::arg("a"), nb::arg("b"), nb::arg("c"), nb::arg("d"), nb::arg("out").noconvert(),
+           nb::arg("threads"));
 
   nb::class_<Engine>(module, "Engine")
       .def("__init__",
@@ -198,7 +215,7 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
               std::vector<int> P_start, std::vector<int> P_index, std::vector<int> A_start,
               std::vector<int> A_index, const std::vector<std::vector<int>>& pivots,
               const std::vector<std::vector<int>>& sums,
-              const std::vector<std::vector<int>>& terms) {
+              const std::vector<std::vector<int>>& terms, int most) {
              require(pivots.size() == 4 && sums.size() == 2 && terms.size() == 4,
                      "pivots, sums, terms: not 4, 2 and 4");
              std::vector<Pivot> eliminated;
@@ -211,29 +228,14 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              for (std::size_t k = 0; k < terms[0].size(); ++k) {
                products.push_back({terms[0][k], terms[1][k], terms[2][k], terms[3][k]});
              }
+             const nb::gil_scoped_release release;
              new (self) Engine(Structure(n, m, zero, nonneg, blocks_of(soc, psd, exp, pow),
                                          std::move(P_start), std::move(P_index),
                                          std::move(A_start), std::move(A_index),
-                                         std::move(eliminated), std::move(M),
-                                         std::move(products)));
+                                         std::move(eliminated), std::move(M), std::move(products),
+                                         most));
            })
-      .def_prop_ro("unknowns", [](const Engine& self) { return self.structure.size(); })
-      .def_prop_ro("entries",
-                   [](const Engine& self) {
-                     std::vector<int> i, j;
-                     for (const auto& entry : self.structure.entries) {
-                       i.push_back(entry.first);
-                       j.push_back(entry.second);
-                     }
-                     return std::vector<std::vector<int>>{i, j};
-                   })
       .def_prop_ro("store", [](const Engine& self) { return self.structure.symbolic.store; })
-      .def("order",
-           [](Engine& self, std::vector<int> permutation) {
-             require(static_cast<int>(permutation.size()) == self.structure.size(),
-                     "order: not one number for each unknown");
-             self.structure.order(std::move(permutation));
-           })
       .def("solve",
            [](Engine& self, Values P, Values q, Values A, Values b, Values M, Output x, Output z,
               Output s, Numbers seconds, Bytes outcome, Integers iterations,
@@ -249,7 +251,12 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              without_gil(batch, time, [&](Queue& queue) {
                self.solve(program, settings, answers, queue, threads);
              });
-           })
+           },
+           nb::arg("P"), nb::arg("q"), nb::arg("A"), nb::arg("b"), nb::arg("M"),
+           nb::arg("x").noconvert(), nb::arg("z").noconvert(), nb::arg("s").noconvert(),
+           nb::arg("seconds").noconvert(), nb::arg("outcome").noconvert(),
+           nb::arg("iterations").noconvert(), nb::arg("tolerances"), nb::arg("limit"),
+           nb::arg("time"), nb::arg("threads"))
       .def("polish",
            [](Engine& self, Values P, Values q, Values A, Values b, Values M, Output x, Output z,
               Output s, Numbers residual, int threads) {
@@ -261,7 +268,10 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              without_gil(batch, -1.0, [&](Queue& queue) {
                self.polish(program, of_x, of_z, of_s, of_residual, queue, threads);
              });
-           })
+           },
+           nb::arg("P"), nb::arg("q"), nb::arg("A"), nb::arg("b"), nb::arg("M"),
+           nb::arg("x").noconvert(), nb::arg("z").noconvert(), nb::arg("s").noconvert(),
+           nb::arg("residual").noconvert(), nb::arg("threads"))
       .def("newton",
            [](Engine& self, Values P, Values A, Values M, Values x, Values z, Values s, Values r1,
               std::optional<Values> r2, Output u, Output v, Numbers residual,
@@ -284,6 +294,6 @@ NB_MODULE(CVXLAYERS_MODULE, module) {
              });
            },
            nb::arg("P"), nb::arg("A"), nb::arg("M"), nb::arg("x"), nb::arg("z"),
-           nb::arg("s"), nb::arg("r1"), nb::arg("r2").none(), nb::arg("u"), nb::arg("v"), nb::arg("residual"),
-           nb::arg("threads"));
+           nb::arg("s"), nb::arg("r1"), nb::arg("r2").none(), nb::arg("u").noconvert(),
+           nb::arg("v").noconvert(), nb::arg("residual").noconvert(), nb::arg("threads"));
 }

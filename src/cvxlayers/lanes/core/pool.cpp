@@ -4,10 +4,12 @@
 #include <pthread.h>
 #endif
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -26,10 +28,14 @@ class Pool {
     Call call{&body, 0, nullptr};
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) < threads - 1) {
-        threads_.emplace_back([this] { work(); });
+      try {
+        while (static_cast<int>(threads_.size()) < threads - 1) {
+          threads_.emplace_back([this] { work(); });
+        }
+      } catch (const std::system_error&) {
+        // No more threads for this process: those that there are do the work.
       }
-      waiting_.insert(waiting_.end(), threads - 1, &call);
+      waiting_.insert(waiting_.end(), std::min<std::size_t>(threads - 1, threads_.size()), &call);
     }
     work_.notify_all();
     std::exception_ptr error;

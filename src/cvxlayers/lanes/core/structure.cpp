@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cones/all.hpp"
+#include "ordering.hpp"
 
 namespace lanes {
 namespace {
@@ -80,7 +81,7 @@ void Pattern::find_alike() {
 Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cones,
                      std::vector<int> P_start, std::vector<int> P_index, std::vector<int> A_start,
                      std::vector<int> A_index, std::vector<Pivot> eliminated,
-                     std::vector<std::pair<int, int>> sums, std::vector<Product> terms)
+                     std::vector<std::pair<int, int>> sums, std::vector<Product> terms, int most)
     : n(n),
       m(m),
       zero(zero),
@@ -91,6 +92,7 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
       products(std::move(terms)) {
   P = by_columns(std::move(P_start), std::move(P_index));
   A = by_columns(std::move(A_start), std::move(A_index));
+  check();
   P_full = both_triangles(P);
   A_rows = by_rows(A, m);
   degree = nonneg;
@@ -177,8 +179,35 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
     }
     row += block.rows;
   }
-  if (row != m) throw std::invalid_argument("the cones do not have the rows of A");
   add_entries(of_H, number, pairs);
+  analyze_factor(most);
+}
+
+void Structure::check() const {
+  const auto require = [](bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(what);
+  };
+  for (const auto* pattern : {&P, &A}) {
+    const int rows = pattern == &P ? n : m;
+    require(pattern->lines() == n && pattern->start.front() == 0 &&
+                pattern->start.back() == static_cast<int>(pattern->index.size()) &&
+                std::is_sorted(pattern->start.begin(), pattern->start.end()),
+            "P or A: columns do not start where they should");
+    require(std::all_of(pattern->index.begin(), pattern->index.end(),
+                        [&](int i) { return i >= 0 && i < rows; }),
+            "P or A: a row is out of range");
+  }
+  int rows = zero + nonneg;
+  require(n >= 0 && zero >= 0 && nonneg >= 0, "a negative size");
+  for (const Block& block : blocks) {
+    require(block.kind != Kind::kSecondOrder || block.size >= 1, "a second-order cone of no rows");
+    require(block.kind != Kind::kPsd || (block.size >= 0 && block.size <= kLargestOrder),
+            "a semidefinite cone is too large");
+    require(block.kind != Kind::kPower || (block.alpha > 0.0 && block.alpha < 1.0),
+            "an exponent that is not between 0 and 1");
+    with_cone<double>(block, [&](auto cone) { rows += cone.rows(); });
+  }
+  require(rows == m, "the cones do not have the rows of A");
 }
 
 void Structure::add_entries(Scatter& from, const std::vector<int>& number,
@@ -191,11 +220,13 @@ void Structure::add_entries(Scatter& from, const std::vector<int>& number,
   }
 }
 
-void Structure::order(std::vector<int> permutation) {
-  symbolic = analyze(size(), entries, std::move(permutation));
+void Structure::analyze_factor(int most) {
+  auto order = minimum_degree(size(), entries, most);
+  if (!order) throw TooLarge();
+  symbolic = analyze(size(), entries, std::move(*order));
+  if (symbolic.store > most) throw TooLarge();
   auto entry = entries.begin();
   for (Scatter* source : {&of_P, &of_A, &of_M, &of_H}) {
-    source->place.clear();
     for (std::size_t k = 0; k < source->value.size(); ++k, ++entry) {
       source->place.push_back(symbolic.place(entry->first, entry->second));
     }
@@ -208,9 +239,6 @@ void Structure::order(std::vector<int> permutation) {
     }
     for (int& i : arrow.rows) i = symbolic.position[i];
   }
-  diagonal.clear();
-  bounded.clear();
-  pivot_sign.clear();
   for (int i = 0; i < size(); ++i) {
     diagonal.push_back(symbolic.place(i, i));
     pivot_sign.push_back(sign[symbolic.order[i]]);

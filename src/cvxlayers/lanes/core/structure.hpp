@@ -4,6 +4,7 @@
 //       [ A  −H  ]      zero cone, a dense triangle for a curved cone, or what `SecondOrder` says.
 #pragma once
 
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -66,6 +67,11 @@ struct Arrow {
   std::vector<int> rows;
 };
 
+// Raised where the factor would be too large.
+struct TooLarge : std::overflow_error {
+  TooLarge() : std::overflow_error("the factor has more entries than allowed") {}
+};
+
 struct Structure {
   int n = 0, m = 0, zero = 0, nonneg = 0;
   std::vector<Block> blocks;
@@ -86,7 +92,7 @@ struct Structure {
   std::vector<double> sign;               // of D
   std::vector<std::pair<int, int>> entries;  // of K
 
-  // After `order`: places in the store of panels.
+  // Places in the store of panels.
   Symbolic symbolic;
   std::vector<int> diagonal;  // of every unknown
   std::vector<int> bounded;   // of the variable of every bound
@@ -98,7 +104,7 @@ struct Structure {
   Structure(int n, int m, int zero, int nonneg, std::vector<Block> blocks, std::vector<int> P_start,
             std::vector<int> P_index, std::vector<int> A_start, std::vector<int> A_index,
             std::vector<Pivot> pivots, std::vector<std::pair<int, int>> M,
-            std::vector<Product> products);
+            std::vector<Product> products, int most);
 
   int size() const { return static_cast<int>(unknowns.size()); }
   int P_entries() const { return static_cast<int>(P.index.size()); }
@@ -107,15 +113,17 @@ struct Structure {
   // Whether M comes with the program.
   bool M_is_given() const { return products.empty(); }
 
-  // Analyse the factorisation for a fill-reducing order of the unknowns.
-  void order(std::vector<int> permutation);
-
  private:
   std::vector<int> number_;  // of n + m and of cones among the unknowns, −1 for what is gone
+
+  // Throws std::invalid_argument unless sizes and indices fit together.
+  void check() const;
 
   // Those of K that an array's values go to: `pairs`, in numbers of n + m and of cones.
   void add_entries(Scatter& from, const std::vector<int>& number,
                    const std::vector<std::pair<int, int>>& pairs);
+  // The factorisation in an order that leaves at most `most` entries.
+  void analyze_factor(int most);
 };
 
 }  // namespace lanes
