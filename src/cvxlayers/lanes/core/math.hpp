@@ -1,14 +1,18 @@
-// Elementary functions of a lane, accurate to about one unit in the last place.
+// Elementary functions of a lane, accurate to about one unit in the last place: the logarithm of
+// normal positive numbers, the exponential of those from −708 to 709. Of others comes something
+// finite, and of NaN as well, so that callers look for NaN in the number itself.
 #pragma once
 
 #include "lane.hpp"
 
 namespace lanes {
 
+inline constexpr double kRootHalf = 0.70710678118654752440;     // √½
 inline constexpr double kLn2High = 6.93147180369123816490e-01;  // its last 21 bits are zero
 inline constexpr double kLn2Low = 1.90821492927058770002e-10;
 
-// log x; −1e300 where x is not positive.
+// log x; −1e300 where x is NaN or not positive. A number too small to be normal is taken for one
+// between 2^−1023 and 2^−1022, of logarithm −709.1 to −708.4, and infinity for 2^1024, of 709.8.
 //
 // x = m 2^e with m in [√½, √2); log m = 2 artanh s, s = (m − 1)/(m + 1), by its Taylor series:
 // |s| <= 0.1716, so that s^22 / 23 is below rounding.
@@ -16,7 +20,7 @@ template <class V>
 inline V log(const V& x) {
   V m, e;
   split(x, m, e);
-  const auto small = m < V(0.70710678118654752);
+  const auto small = m < V(kRootHalf);
   e = select(small, e - V(1.0), e);
   m = select(small, m + m, m);
   const V f = m - V(1.0);  // exact
@@ -30,7 +34,7 @@ inline V log(const V& x) {
   return select(x > V(0.0), fma(e, V(kLn2High), f + rest), V(-1e300));
 }
 
-// exp x; 0 below −708, and the value at 709 above that.
+// exp x; 0 below −708, and the value at 709, 8.2e307, above that and where x is NaN.
 //
 // x = k log 2 + r, |r| <= 0.35, and 2^k exp r by its Taylor series.
 template <class V>

@@ -11,7 +11,7 @@ namespace lanes {
 namespace {
 
 Pattern by_columns(std::vector<int> start, std::vector<int> index) {
-  Pattern pattern{std::move(start), std::move(index), {}};
+  Pattern pattern{std::move(start), std::move(index), {}, {}};
   pattern.value.resize(pattern.index.size());
   std::iota(pattern.value.begin(), pattern.value.end(), 0);
   return pattern;
@@ -154,6 +154,7 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
       scaling_size += cone.scaling_size();
       projection_size += cone.projection_size();
       scratch_size = std::max(scratch_size, cone.scratch_size());
+      h_size += cone.block_size();
     });
     symmetric = symmetric && is_symmetric(block);
     if (block.kind == Kind::kSecondOrder && SecondOrder<double>{block.size}.expanded()) {
@@ -170,12 +171,10 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
       pairs.emplace_back(tau, tau);
       arrows.push_back({block.h, block.rows, {number[sigma], number[tau]}, {}});
       for (int i = 0; i < block.rows; ++i) arrows.back().rows.push_back(number[first + i]);
-      h_size += 3 * block.rows + 2;
     } else {
       for (int j = 0; j < block.rows; ++j) {
         for (int i = 0; i <= j; ++i) pairs.emplace_back(first + i, first + j);
       }
-      h_size += triangle_size(block.rows);
     }
     row += block.rows;
   }

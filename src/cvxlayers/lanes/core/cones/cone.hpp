@@ -11,6 +11,7 @@
 // ds = −(H dz + shift):
 //
 //   int degree() const                 of its logarithmic barrier
+//   int block_size() const             how many V `scale` and `block` write to H
 //   int scaling_size() const           how many V `scale` keeps for the other members
 //   void unit(double* s, double* z)    the point that the method starts from if any cone of the
 //                                      problem is not symmetric

@@ -113,53 +113,14 @@ inline V wright_minus_one(const V& p) {
 }
 
 template <class V>
-struct Exponential {
+struct Exponential : nonsymmetric::Cone<V, Exponential<V>> {
   using Mask = MaskOf<V>;
-  static constexpr int kScaling = 6;  // H; then what the barrier keeps
-
-  static constexpr int rows() { return 3; }
-  static constexpr int scratch_size() { return 0; }
-  static constexpr int degree() { return 3; }
-  static constexpr int scaling_size() { return kScaling + ExponentialBarrier<V>::kKept; }
-  static constexpr int projection_size() { return nonsymmetric::kSpectrumSize; }
+  using Barrier = ExponentialBarrier<V>;
 
   // The central point with μ = 1 and s = z.
   void unit(double* s, double* z) const {
     constexpr double point[] = {-1.051383945322714, 0.556409619469370, 1.258967884768947};
     for (int i = 0; i < 3; ++i) s[i] = z[i] = point[i];
-  }
-
-  void scale(const V* s, const V* z, const V& mu, const Mask& dual, V* scaling, V* H, V*) const {
-    V shadow_z[3];
-    shadow_of_primal(s, shadow_z);
-    const ExponentialBarrier<V> barrier(z);
-    nonsymmetric::primal_dual_scaling(s, z, shadow_z, barrier, mu, dual, H);
-    for (int k = 0; k < kScaling; ++k) scaling[k] = H[k];
-    barrier.keep(scaling + kScaling);
-  }
-
-  void multiply(const V* scaling, const V* x, V* y, V*) const { multiply_triangle(3, scaling, x, y); }
-
-  void shift(const V* s, const V* z, const V* ds, const V* dz, const V& sigma_mu, const V& second,
-             const V* scaling, V* out, V*) const {
-    const ExponentialBarrier<V> barrier(z, scaling + kScaling);
-    nonsymmetric::combined_shift(s, ds, dz, sigma_mu, second, barrier, out);
-  }
-
-  V step(const V* s, const V* z, const V* ds, const V* dz, const V& alpha,
-         const Mask& live, const V*, V*) const {
-    return nonsymmetric::backtrack(alpha, live, [&](const V& length) {
-      V a[3], b[3];
-      for (int i = 0; i < 3; ++i) {
-        a[i] = fma(length, ds[i], s[i]);
-        b[i] = fma(length, dz[i], z[i]);
-      }
-      const V primal = fma(a[1], log(a[2] / a[1]), -a[0]);
-      const V dual = fnma(b[0], log(-b[2] / b[0]), b[1] - b[0]);
-      const Mask in_primal = (a[1] > V(0.0)) & (a[2] > V(0.0)) & (primal > V(0.0));
-      const Mask in_dual = (b[0] < V(0.0)) & (b[2] > V(0.0)) & (dual > V(0.0));
-      return Mask(in_primal & in_dual);
-    });
   }
 
   void project(const V* w, const V* near, V* s, V*) const {
@@ -168,10 +129,7 @@ struct Exponential {
     const Split part = split_point(unit, near);
     const V smooth[3] = {part.slope * part.y, part.y, part.z};
     const V face[3] = {w[0], V(0.0), max(w[2], V(0.0))};
-    for (int i = 0; i < 3; ++i) {
-      const V outside = select(part.face, face[i], size * smooth[i]);
-      s[i] = select(part.inside, w[i], select(part.polar, V(0.0), outside));
-    }
+    for (int i = 0; i < 3; ++i) s[i] = part.choose(w[i], face[i], size * smooth[i]);
   }
 
   // Eigenvalues 0, 1 and y/(y + μ κ²) for the normal, the ray and their cross product.
@@ -198,22 +156,12 @@ struct Exponential {
     const V positive = select(w[2] > V(0.0), V(1.0), V(0.0));
     const V smooth[3] = {V(0.0), V(1.0), part.y / total};
     const V face[3] = {negative, V(0.0), positive};
-    V lambda[3];
-    for (int k = 0; k < 3; ++k) {
-      const V outside = select(part.face, face[k], smooth[k]);
-      lambda[k] = select(part.inside, V(1.0), select(part.polar, V(0.0), outside));
-    }
-    nonsymmetric::store_spectrum(lambda, frame, Mask(part.inside | part.polar | part.face), state);
-  }
-
-  void derivative(const V* state, const V* v, V* y, V*) const {
-    nonsymmetric::apply_spectrum(state, v, y);
-  }
-  void block(const V* state, double delta, V* H, V*) const {
-    nonsymmetric::spectrum_block(state, delta, H);
+    nonsymmetric::store_spectrum(part, face, smooth, frame, state);
   }
 
  private:
+  friend nonsymmetric::Cone<V, Exponential>;
+
   // With entries in [1e-200, 2], y e^ρ = μ e^−ρ + w₂ cannot hold for |ρ| beyond 1100, except
   // within rounding of the end of the interval.
   static constexpr double kFar = 1100.0;
@@ -222,6 +170,17 @@ struct Exponential {
 
   static V within(const V& x, double lower, double upper) {
     return min(max(x, V(lower)), V(upper));
+  }
+
+  static Barrier barrier(const V* z) { return Barrier(z); }
+  static Barrier barrier(const V* z, const V* kept) { return Barrier(z, kept); }
+
+  static Mask inside(const V* s, const V* z) {
+    const V primal = fma(s[1], log(s[2] / s[1]), -s[0]);
+    const V dual = fnma(z[0], log(-z[2] / z[0]), z[1] - z[0]);
+    const Mask in_primal = (s[1] > V(0.0)) & (s[2] > V(0.0)) & (primal > V(0.0));
+    const Mask in_dual = (z[0] < V(0.0)) & (z[2] > V(0.0)) & (dual > V(0.0));
+    return in_primal & in_dual;
   }
 
   // z̃ = −∇f(s), the solution of ∇f*(z̃) = −s: with p = log(s₂/s₁) − s₀/s₁ > 0 and d + log(1 + d) =
@@ -239,15 +198,14 @@ struct Exponential {
     z[2] = size * (V(1.0) + d) * (s[1] / s[2]);
   }
 
-  // Where w lies, and for w on neither cone nor face its two parts.
+  // Where w lies, `flat` being the face w₀, w₁ <= 0, and its two parts elsewhere.
   //
   // Boundary points of K and of its polar cone that belong together (Friberg 2021) are
   //
   //   s = y (ρ, 1, e^ρ),   w − s = μ (1, 1 − ρ, −e^−ρ),   y, μ >= 0,
   //
   // orthogonal for every slope ρ.
-  struct Split {
-    Mask inside, polar, face;
+  struct Split : nonsymmetric::Region<V> {
     V slope;     // ρ
     V decay;     // e^−|ρ|
     V y, z, mu;  // of w/size
@@ -333,11 +291,9 @@ struct Exponential {
     V start = select(above, upper, lower + V(1.0));
     start = select(below, start, upper - V(1.0));
     start = select(below & above, V(0.5) * (lower + upper), start);
-    if (near != nullptr) {
-      const Mask known = near[1] > V(kTiny) * (V(1.0) + abs(near[0]));
-      const V guess = near[0] / select(known, near[1], V(1.0));
-      start = select(known & (guess > lower) & (guess < upper), guess, start);
-    }
+    const Mask known = near[1] > V(kTiny) * (V(1.0) + abs(near[0]));
+    const V guess = near[0] / select(known, near[1], V(1.0));
+    start = select(known & (guess > lower) & (guess < upper), guess, start);
     V rho = nonsymmetric::find_root(equation, lower, upper, start, done);
     const V polish = equation.bounded_step(rho, equation.weights(rho));
     const Mask small = abs(polish) <= V(1e-6) * (V(1.0) + abs(rho));
@@ -349,10 +305,10 @@ struct Exponential {
     Split part;
     regions(unit, part);
     // Any point on the smooth part serves where there is nothing to solve.
-    const Mask flat = part.inside | part.polar | part.face;
-    const Slope equation = {select(flat, V(1.0), unit[0]), select(flat, V(1.0), unit[1]),
-                            select(flat, V(0.0), unit[2])};
-    part.slope = find_slope(equation, near, flat);
+    const Mask solved = part.solved();
+    const Slope equation = {select(solved, V(1.0), unit[0]), select(solved, V(1.0), unit[1]),
+                            select(solved, V(0.0), unit[2])};
+    part.slope = find_slope(equation, near, solved);
     part.decay = exp(-abs(part.slope));
     const typename Slope::Weights at = equation.weights(part.slope);
 
@@ -366,7 +322,7 @@ struct Exponential {
   }
 
   // Strictly inside K: w₁ e^a < w₂ with a = w₀/w₁. In K°: w₀ e^b <= −w₂ with b = w₁/w₀ − 1, or
-  // w₀ = 0 and w₁, w₂ <= 0. The face: w₀, w₁ <= 0 and neither.
+  // w₀ = 0 and w₁, w₂ <= 0. The face: w₀, w₁ <= 0 and neither. With NaN, any of them.
   static void regions(const V* w, Split& part) {
     const V zero(0.0), one(1.0);
     const Mask first = w[0] > zero, second = w[1] > zero, third = w[2] > zero;
@@ -381,7 +337,7 @@ struct Exponential {
     part.polar = first & !third & (w[0] * up <= -w[2] * down);
     const Mask corner = (w[0] <= zero) & (w[1] <= zero);
     part.polar = part.polar | (corner & (w[0] >= zero) & (w[2] <= zero));
-    part.face = corner & !part.polar;
+    part.flat = corner & !part.polar;
   }
 };
 

@@ -10,6 +10,8 @@
 //   void hessian(V* A)                             A = ∇²f*(z), as a triangle
 //   void solve(const V* b, V* u)                   A u = b
 //   void third(const V* u, const V* v, V* out)     ∇³f*(z)[u, v]
+//   void keep(V* kept)                             kKept numbers, from which and from z it is made
+//                                                  again for less
 //
 // The projections of both come down to one scalar equation, and away from kinks
 // DΠ = λ₀ n nᵀ + λ₁ r rᵀ + λ₂ t tᵀ for a normal n of the surface of K at s, the ray r through s and
@@ -162,6 +164,19 @@ inline V rescale(const V* w, V* unit) {
   return power_of_two(exponent);
 }
 
+// Where w lies: inside K, in K°, or in neither but where DΠ is diagonal (`flat`). In what remains
+// there is an equation to solve.
+template <class V>
+struct Region {
+  MaskOf<V> inside, polar, flat;
+
+  MaskOf<V> solved() const { return inside | polar | flat; }
+  // Of something that is zero in K°.
+  V choose(const V& in_cone, const V& in_flat, const V& elsewhere) const {
+    return select(inside, in_cone, select(polar, V(0.0), select(flat, in_flat, elsewhere)));
+  }
+};
+
 // One more Newton step from this close is at rounding level.
 inline constexpr double kClose = 1e-10;
 // Bisection alone narrows the widest bracket in use (2200) to rounding in 64 rounds; a Newton step
@@ -238,12 +253,14 @@ struct Frame {
   }
 };
 
-// Keeps λ with the frame, or with the axes in the lanes `axes`.
+// Keeps λ = `smooth` with the frame, or where there is nothing to solve the λ of the axes: 1 inside
+// K, 0 in K°, and else `flat`.
 template <class V>
-inline void store_spectrum(const V* lambda, const Frame<V>& frame, const MaskOf<V>& axes,
-                           V* state) {
+inline void store_spectrum(const Region<V>& region, const V* flat, const V* smooth,
+                           const Frame<V>& frame, V* state) {
+  const MaskOf<V> axes = region.solved();
   for (int k = 0; k < 3; ++k) {
-    state[k] = lambda[k];
+    state[k] = region.choose(V(1.0), flat[k], smooth[k]);
     for (int i = 0; i < 3; ++i) {
       state[3 + 3 * k + i] = select(axes, V(i == k ? 1.0 : 0.0), frame.vector[k][i]);
     }
@@ -279,6 +296,65 @@ inline void spectrum_block(const V* state, double delta, V* H) {
     }
   }
 }
+
+// ------------------------------------------------------------------------------------ cone
+
+// The members (see cone.hpp) that are the same for both. `Derived` has the others, and
+//
+//   Barrier                                        a type as above
+//   Barrier barrier(const V* z)                    it, made at z
+//   Barrier barrier(const V* z, const V* kept)     it, made again
+//   void shadow_of_primal(const V* s, V* z)        z̃ = −∇f(s), s strictly inside K
+//   Mask inside(const V* s, const V* z)            s strictly inside K, z strictly inside K*
+template <class V, class Derived>
+struct Cone {
+  static constexpr int rows() { return 3; }
+  static constexpr int scratch_size() { return 0; }
+  static constexpr int degree() { return 3; }
+  static constexpr int block_size() { return kBlock; }
+  static constexpr int scaling_size() { return kBlock + Derived::Barrier::kKept; }
+  static constexpr int projection_size() { return kSpectrumSize; }
+
+  // Kept: H, then what the barrier keeps.
+  void scale(const V* s, const V* z, const V& mu, const MaskOf<V>& dual, V* scaling, V* H,
+             V*) const {
+    V shadow_z[3];
+    cone().shadow_of_primal(s, shadow_z);
+    const auto barrier = cone().barrier(z);
+    primal_dual_scaling(s, z, shadow_z, barrier, mu, dual, H);
+    for (int k = 0; k < kBlock; ++k) scaling[k] = H[k];
+    barrier.keep(scaling + kBlock);
+  }
+
+  void multiply(const V* scaling, const V* x, V* y, V*) const {
+    multiply_triangle(3, scaling, x, y);
+  }
+
+  void shift(const V* s, const V* z, const V* ds, const V* dz, const V& sigma_mu, const V& second,
+             const V* scaling, V* out, V*) const {
+    combined_shift(s, ds, dz, sigma_mu, second, cone().barrier(z, scaling + kBlock), out);
+  }
+
+  V step(const V* s, const V* z, const V* ds, const V* dz, const V& alpha, const MaskOf<V>& live,
+         const V*, V*) const {
+    return backtrack(alpha, live, [&](const V& length) {
+      V a[3], b[3];
+      for (int i = 0; i < 3; ++i) {
+        a[i] = fma(length, ds[i], s[i]);
+        b[i] = fma(length, dz[i], z[i]);
+      }
+      return cone().inside(a, b);
+    });
+  }
+
+  void derivative(const V* state, const V* v, V* y, V*) const { apply_spectrum(state, v, y); }
+  void block(const V* state, double delta, V* H, V*) const { spectrum_block(state, delta, H); }
+
+ private:
+  static constexpr int kBlock = triangle_size(3);
+
+  const Derived& cone() const { return static_cast<const Derived&>(*this); }
+};
 
 }  // namespace nonsymmetric
 }  // namespace lanes

@@ -130,56 +130,18 @@ struct PowerBarrier {
 };
 
 template <class V>
-struct Power {
+struct Power : nonsymmetric::Cone<V, Power<V>> {
   using Mask = MaskOf<V>;
-  static constexpr int kScaling = 6;  // H; then what the barrier keeps
+  using Barrier = PowerBarrier<V>;
 
   double alpha;
 
-  static constexpr int rows() { return 3; }
-  static constexpr int scratch_size() { return 0; }
-  static constexpr int degree() { return 3; }
-  static constexpr int scaling_size() { return kScaling + PowerBarrier<V>::kKept; }
-  static constexpr int projection_size() { return nonsymmetric::kSpectrumSize; }
+  explicit Power(double exponent) : alpha(exponent) {}
 
   // The central point with μ = 1 and s = z.
   void unit(double* s, double* z) const {
     const double point[] = {std::sqrt(1.0 + alpha), std::sqrt(2.0 - alpha), 0.0};
     for (int i = 0; i < 3; ++i) s[i] = z[i] = point[i];
-  }
-
-  void scale(const V* s, const V* z, const V& mu, const Mask& dual, V* scaling, V* H, V*) const {
-    V shadow_z[3];
-    shadow_of_primal(s, shadow_z);
-    const PowerBarrier<V> barrier(alpha, z);
-    nonsymmetric::primal_dual_scaling(s, z, shadow_z, barrier, mu, dual, H);
-    for (int k = 0; k < kScaling; ++k) scaling[k] = H[k];
-    barrier.keep(scaling + kScaling);
-  }
-
-  void multiply(const V* scaling, const V* x, V* y, V*) const { multiply_triangle(3, scaling, x, y); }
-
-  void shift(const V* s, const V* z, const V* ds, const V* dz, const V& sigma_mu, const V& second,
-             const V* scaling, V* out, V*) const {
-    const PowerBarrier<V> barrier(alpha, z, scaling + kScaling);
-    nonsymmetric::combined_shift(s, ds, dz, sigma_mu, second, barrier, out);
-  }
-
-  V step(const V* s, const V* z, const V* ds, const V* dz, const V& alpha_max,
-         const Mask& live, const V*, V*) const {
-    const V scale0(1.0 / alpha), scale1(1.0 / beta());
-    return nonsymmetric::backtrack(alpha_max, live, [&](const V& length) {
-      V a[3], b[3];
-      for (int i = 0; i < 3; ++i) {
-        a[i] = fma(length, ds[i], s[i]);
-        b[i] = fma(length, dz[i], z[i]);
-      }
-      const V primal = log_ratio(a[0], a[1], abs(a[2]));
-      const V dual = log_ratio(b[0] * scale0, b[1] * scale1, abs(b[2]));
-      const Mask in_primal = (a[0] > V(0.0)) & (a[1] > V(0.0)) & (primal > V(kMargin));
-      const Mask in_dual = (b[0] > V(0.0)) & (b[1] > V(0.0)) & (dual > V(kMargin));
-      return Mask(in_primal & in_dual);
-    });
   }
 
   void project(const V* w, const V* near, V* s, V*) const {
@@ -189,10 +151,7 @@ struct Power {
     const V sign = select(w[2] < V(0.0), V(-1.0), V(1.0));
     const V smooth[3] = {part.x, part.y, sign * part.r};
     const V plane[3] = {max(w[0], V(0.0)), max(w[1], V(0.0)), V(0.0)};
-    for (int i = 0; i < 3; ++i) {
-      const V outside = select(part.flat, plane[i], size * smooth[i]);
-      s[i] = select(part.inside, w[i], select(part.polar, V(0.0), outside));
-    }
+    for (int i = 0; i < 3; ++i) s[i] = part.choose(w[i], plane[i], size * smooth[i]);
   }
 
   // Eigenvalues 0, 1 and 1/(1 + ν κ²) for the normal, the ray and their cross product.
@@ -220,24 +179,15 @@ struct Power {
         V(alpha * beta()) * (r * inverse) * frame.ray_length * frame.ray_length;
     const V tangent = flatness / fma(part.nu, curvature, flatness);
 
-    V lambda[3];
     const V smooth[3] = {V(0.0), V(1.0), tangent};
-    spectrum_in_plane(w, lambda);
-    for (int k = 0; k < 3; ++k) {
-      const V outside = select(part.flat, lambda[k], smooth[k]);
-      lambda[k] = select(part.inside, V(1.0), select(part.polar, V(0.0), outside));
-    }
-    nonsymmetric::store_spectrum(lambda, frame, Mask(part.inside | part.polar | part.flat), state);
-  }
-
-  void derivative(const V* state, const V* v, V* y, V*) const {
-    nonsymmetric::apply_spectrum(state, v, y);
-  }
-  void block(const V* state, double delta, V* H, V*) const {
-    nonsymmetric::spectrum_block(state, delta, H);
+    V plane[3];
+    spectrum_in_plane(w, plane);
+    nonsymmetric::store_spectrum(part, plane, smooth, frame, state);
   }
 
  private:
+  friend nonsymmetric::Cone<V, Power>;
+
   // |w₂| below 1e-100 of the rest is zero for all purposes, and so are parts of it below e^−100.
   static constexpr double kFlat = 1e-100;
   static constexpr double kFar = 100.0;
@@ -252,6 +202,17 @@ struct Power {
   // α log(x/z) + β log(y/z) for positive x, y; large where z = 0.
   V log_ratio(const V& x, const V& y, const V& z) const {
     return fma(V(alpha), log(x / z), V(beta()) * log(y / z));
+  }
+
+  Barrier barrier(const V* z) const { return Barrier(alpha, z); }
+  Barrier barrier(const V* z, const V* kept) const { return Barrier(alpha, z, kept); }
+
+  Mask inside(const V* s, const V* z) const {
+    const V primal = log_ratio(s[0], s[1], abs(s[2]));
+    const V dual = log_ratio(z[0] * V(1.0 / alpha), z[1] * V(1.0 / beta()), abs(z[2]));
+    const Mask in_primal = (s[0] > V(0.0)) & (s[1] > V(0.0)) & (primal > V(kMargin));
+    const Mask in_dual = (z[0] > V(0.0)) & (z[1] > V(0.0)) & (dual > V(kMargin));
+    return in_primal & in_dual;
   }
 
   // z̃ = −∇f(s), the solution of ∇f*(z̃) = −s. In terms of d = p − 1 its rows say
@@ -293,9 +254,8 @@ struct Power {
     z[2] = select(full < V(kFlatLog), -(d + d) / s[2], V(0.0));
   }
 
-  // Where w lies, and the projection of w/size where it is on neither cone nor the plane w₂ = 0.
-  struct Split {
-    Mask inside, polar, flat;
+  // Where w lies, `flat` being the plane w₂ = 0, and the projection of w/size elsewhere.
+  struct Split : nonsymmetric::Region<V> {
     V x, y, r, nu;  // |s₂| = r and |w₂| = r + ν
   };
 
@@ -385,17 +345,14 @@ struct Power {
     part.flat = (height <= V(kFlat)) & !(part.inside | part.polar);
 
     // Any point on the smooth part serves where there is nothing to solve.
-    const Mask solved = part.inside | part.polar | part.flat;
+    const Mask solved = part.solved();
     Height equation = {alpha, beta(), select(solved, zero, unit[0]), select(solved, zero, unit[1]),
                        select(solved, one, height), one};
     equation.inverse_height = one / equation.height;
-    V guess = zero;
-    if (near != nullptr) {
-      const V r = abs(near[2]) / size;
-      const Mask known = (r > zero) & (r < equation.height);
-      const V held = select(known, r, V(0.5) * equation.height);
-      guess = log(held / (equation.height - held));
-    }
+    const V r = abs(near[2]) / size;
+    const Mask known = (r > zero) & (r < equation.height);
+    const V held = select(known, r, V(0.5) * equation.height);
+    const V guess = log(held / (equation.height - held));
     const V far(kFar);
     const V tau = nonsymmetric::find_root(equation, -far, far, guess, solved);
     const V polish = equation(tau).step[1];

@@ -7,7 +7,6 @@
 namespace lanes {
 
 inline constexpr double kRoot2 = 1.41421356237309504880;
-inline constexpr double kRootHalf = 0.70710678118654752440;
 
 // A matrix to be read: (i, j) is `down` i + `across` j after its first entry.
 template <class V>
@@ -53,6 +52,7 @@ struct Psd {
   int order;
 
   int rows() const { return triangle_size(order); }
+  int block_size() const { return triangle_size(rows()); }
   int degree() const { return order; }
   int scaling_size() const { return 3 * order * order + order; }
   int projection_size() const { return order * order + rows(); }
@@ -112,7 +112,7 @@ struct Psd {
   // y = svec(G X G).
   void multiply(const V* scaling, const V* x, V* y, V* scratch) const {
     V *X = scratch, *work = X + order * order;
-    unpack(x, X);
+    unpack(x, both_sides(X));
     congruence(square_matrix(parts(scaling).G), X, work, packed(y));
   }
 
@@ -125,9 +125,9 @@ struct Psd {
     const int k = order;
     const Scaling<const V*> from = parts(scaling);
     V *X = scratch, *work = X + k * k, *A = work + k * k, *B = A + k * k;
-    unpack(ds, X);
+    unpack(ds, both_sides(X));
     congruence(square_matrix(from.inverse), X, work, both_sides(A));
-    unpack(dz, X);
+    unpack(dz, both_sides(X));
     congruence(square_matrix(from.R), X, work, both_sides(B));
 
     const V twice = sigma_mu + sigma_mu;
@@ -157,12 +157,12 @@ struct Psd {
   }
 
   V margin(const V* v, V* scratch) const {
-    unscale(v, scratch);
+    unpack(v, upper(scratch));
     return least_eigenvalue(order, scratch, scratch + rows());
   }
 
   V positive(const V* v, V* scratch) const {
-    unscale(v, scratch);
+    unpack(v, upper(scratch));
     diagonalize(order, scratch, static_cast<V*>(nullptr));
     V sum(0.0);
     for (int i = 0; i < order; ++i) {
@@ -182,7 +182,7 @@ struct Psd {
   void project(const V* w, const V*, V* s, V* scratch) const {
     const int k = order;
     V *A = scratch, *Q = A + rows(), *scaled = Q + k * k;
-    unscale(w, A);
+    unpack(w, upper(A));
     diagonalize(k, A, Q);
     for (int j = 0; j < k; ++j) {
       const V a = max(A[triangle(j, j)], V(0.0));
@@ -199,7 +199,7 @@ struct Psd {
   void linearize(const V* w, const V*, V* state, V* scratch) const {
     V *A = scratch, *B = state + order * order;
     const V zero(0.0);
-    unscale(w, A);
+    unpack(w, upper(A));
     diagonalize(order, A, state);
     for (int j = 0; j < order; ++j) {
       for (int i = 0; i <= j; ++i) {
@@ -216,7 +216,7 @@ struct Psd {
     const V* B = state + k * k;
     V *X = scratch, *work = X + k * k, *turned = work + k * k;
     const auto put = both_sides(turned);
-    unpack(v, X);
+    unpack(v, both_sides(X));
     congruence(square_matrix(state), X, work, [&](int i, int j, const V& sum) {
       put(i, j, sum * B[triangle(i, j)]);
     });
@@ -269,9 +269,12 @@ struct Psd {
 
   static V weight(int i, int j) { return V(i == j ? kRootHalf : 1.0); }
 
-  // What `inner_products` may store a symmetric result with: a whole matrix, or its svec.
+  // What a symmetric matrix may be stored with: the whole of it, its triangle, or its svec.
   auto both_sides(V* X) const {
     return [X, k = order](int i, int j, const V& value) { X[k * j + i] = X[k * i + j] = value; };
+  }
+  auto upper(V* X) const {
+    return [X](int i, int j, const V& value) { X[triangle(i, j)] = value; };
   }
   auto packed(V* x) const {
     return [x](int i, int j, const V& value) {
@@ -279,11 +282,12 @@ struct Psd {
     };
   }
 
-  void unpack(const V* x, V* X) const {
-    const auto put = both_sides(X);
+  // store(i, j, Xᵢⱼ), i <= j, from x = svec X.
+  template <class Store>
+  void unpack(const V* x, Store store) const {
     for (int j = 0; j < order; ++j) {
-      for (int i = 0; i < j; ++i) put(i, j, x[triangle(i, j)] * V(kRootHalf));
-      put(j, j, x[triangle(j, j)]);
+      for (int i = 0; i < j; ++i) store(i, j, x[triangle(i, j)] * V(kRootHalf));
+      store(j, j, x[triangle(j, j)]);
     }
   }
 
@@ -298,11 +302,14 @@ struct Psd {
   // X = L Lᵀ, L by columns with zeros above its diagonal.
   void cholesky(const V* x, V* L) const {
     const int k = order;
+    unpack(x, [L, k](int i, int j, const V& value) {
+      L[k * j + i] = V(0.0);
+      L[k * i + j] = value;
+    });
     for (int j = 0; j < k; ++j) {
-      for (int i = 0; i < j; ++i) L[k * j + i] = V(0.0);
       V inverse(0.0);
       for (int i = j; i < k; ++i) {
-        V sum = i == j ? x[triangle(j, j)] : x[triangle(j, i)] * V(kRootHalf);
+        V sum = L[k * j + i];
         for (int l = 0; l < j; ++l) sum = fnma(L[k * l + i], L[k * l + j], sum);
         if (i == j) {
           L[k * j + j] = sqrt(sum);
@@ -360,20 +367,12 @@ struct Psd {
     const int k = order;
     V *X = scratch, *work = X + k * k, *A = work + k * k, *roots = A + rows();
     for (int i = 0; i < k; ++i) roots[i] = V(1.0) / sqrt(lambda[i]);
-    unpack(direction, X);
+    unpack(direction, both_sides(X));
     congruence(square_matrix(F), X, work, [&](int i, int j, const V& sum) {
       A[triangle(i, j)] = select(live, sum * (roots[i] * roots[j]), V(0.0));
     });
     const V slope = least_eigenvalue(k, A, roots);
     return select(slope * alpha < V(-1.0), V(-1.0) / slope, alpha);
-  }
-
-  // The triangle of X from svec X.
-  void unscale(const V* x, V* X) const {
-    for (int j = 0; j < order; ++j) {
-      for (int i = 0; i < j; ++i) X[triangle(i, j)] = x[triangle(i, j)] * V(kRootHalf);
-      X[triangle(j, j)] = x[triangle(j, j)];
-    }
   }
 };
 

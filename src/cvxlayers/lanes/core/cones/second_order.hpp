@@ -35,6 +35,8 @@ struct SecondOrder {
     for (int i = 0; i < size; ++i) s[i] = z[i] = i == 0 ? 1.0 : 0.0;
   }
   V margin(const V* v, V*) const { return v[0] - sqrt(tail(v, v, size)); }
+  // Of two eigenvalues, v₀ ± ‖v₁‖, though `degree` is one: what `move_inside` (interior_point.hpp)
+  // takes for the mean of all is up to twice that.
   V positive(const V* v, V*) const {
     const V r = sqrt(tail(v, v, size));
     return max(v[0] - r, V(0.0)) + max(v[0] + r, V(0.0));
@@ -148,7 +150,8 @@ struct SecondOrder {
     first = select(first > V(-1e-300), first, never);
     other = select(other > V(-1e-300), other, never);
     const V root = min(min(first, other), cap);
-    const auto away = ((a > zero) & (b > zero)) | (square < zero);
+    // In one row the boundary is the apex, a double root, and the formula loses half of its digits.
+    const auto away = ((a > zero) & (b > zero)) | (square < zero) | (V(size) <= V(1.0));
     return select(away, cap, root);
   }
 
@@ -179,27 +182,17 @@ struct SecondOrder {
     for (int i = 1; i < size; ++i) state[2 + i] = w[i] * over;
   }
 
-  void derivative(const V* state, const V* v, V* y, V*) const {
-    const V *n = state + 2, across = tail(n, v, size);
-    const V minus = (state[0] - state[2]) * V(0.5) * (v[0] - across);
-    const V plus = (state[1] - state[2]) * V(0.5) * (v[0] + across);
-    y[0] = fma(state[2], v[0], plus + minus);
-    for (int i = 1; i < size; ++i) y[i] = fma(plus - minus, n[i], state[2] * v[i]);
-  }
+  void derivative(const V* state, const V* v, V* y, V*) const { apply(state, state + 2, v, y); }
 
   // (I − D)⁻¹ v with the eigenvalues of D at most 1 − delta.
   void resolvent(const V* state, double delta, const V* v, V* y) const {
-    const V *n = state + 2, across = tail(n, v, size);
     V factor[3];
     for (int k = 0; k < 3; ++k) factor[k] = V(1.0) / (V(1.0) - min(state[k], V(1.0 - delta)));
-    const V minus = (factor[0] - factor[2]) * V(0.5) * (v[0] - across);
-    const V plus = (factor[1] - factor[2]) * V(0.5) * (v[0] + across);
-    y[0] = fma(factor[2], v[0], plus + minus);
-    for (int i = 1; i < size; ++i) y[i] = fma(plus - minus, n[i], factor[2] * v[i]);
+    apply(factor, state + 2, v, y);
   }
 
   void block(const V* state, double delta, V* H, V*) const {
-    const V *n = state + 2, half_root(0.70710678118654752);
+    const V *n = state + 2, half_root(kRootHalf);
     V mu[3];
     for (int k = 0; k < 3; ++k) {
       const V bounded = min(state[k], V(1.0 - delta));
@@ -229,6 +222,17 @@ struct SecondOrder {
     }
     H[3 * size] = select(has_less, less, V(1.0));
     H[3 * size + 1] = -select(has_more, V(1.0) / max(more, V(1e-300)), V(1.0));
+  }
+
+ private:
+  // y = M v, M with the eigenvalues μ of e₋, of e₊ and of all orthogonal to both:
+  // M = μ₂ I + (μ₀ − μ₂) e₋e₋ᵀ + (μ₁ − μ₂) e₊e₊ᵀ.
+  void apply(const V* mu, const V* n, const V* v, V* y) const {
+    const V across = tail(n, v, size), other = mu[2];
+    const V minus = (mu[0] - other) * V(0.5) * (v[0] - across);
+    const V plus = (mu[1] - other) * V(0.5) * (v[0] + across);
+    y[0] = fma(other, v[0], plus + minus);
+    for (int i = 1; i < size; ++i) y[i] = fma(plus - minus, n[i], other * v[i]);
   }
 };
 
