@@ -51,6 +51,17 @@ inline void tile_of_one(const double* left, const double* right, int width, int 
       for (int c = 0; c < kParts; ++c) sum[r][c] = fused(a, b[c], sum[r][c]);
     }
   }
+  if (column[C - 1] - column[0] == C - 1) {
+    for (int r = 0; r < R; ++r) {
+      double* line = target + static_cast<std::ptrdiff_t>(row[r]) * stride + column[0];
+      Register old[kParts];
+      std::memcpy(old, line, sizeof old);
+#pragma GCC unroll 8
+      for (int c = 0; c < kParts; ++c) old[c] -= sum[r][c];
+      std::memcpy(line, old, sizeof old);
+    }
+    return;
+  }
   double sums[R][C];
   std::memcpy(sums, sum, sizeof sums);
   for (int r = 0; r < R; ++r) {
