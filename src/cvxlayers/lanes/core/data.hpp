@@ -1,6 +1,7 @@
 // A batch of programs as it comes from NumPy, and the queue of its instances.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -64,6 +65,19 @@ struct Queue {
   std::function<bool()> interrupted;
   std::thread::id owner = std::this_thread::get_id();
   Clock::time_point asked = Clock::now();
+
+  // The next instances, up to `most`, the last of them repeated to make as many; how many they are.
+  int take(int most, std::int64_t* instances) {
+    const std::int64_t first = next.fetch_add(most, std::memory_order_relaxed);
+    if (first >= count) {
+      // However often it is asked for more, the number does not overflow.
+      next.store(count, std::memory_order_relaxed);
+      return 0;
+    }
+    const int taken = static_cast<int>(std::min<std::int64_t>(most, count - first));
+    for (int l = 0; l < most; ++l) instances[l] = first + std::min(l, taken - 1);
+    return taken;
+  }
 
   bool is_over() {
     if (stopped.load(std::memory_order_relaxed)) return true;

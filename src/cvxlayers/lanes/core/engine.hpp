@@ -19,7 +19,8 @@ inline constexpr int kWidth = 4;
 #endif
 
 // Working memory that is kept from one call for the next: allocating it takes as long as a small
-// solve. Nobody waits for it: in a child after a fork the lock may belong to a thread of the parent.
+// solve. Nobody waits for it: in a child after a fork the lock may belong to a thread of the
+// parent.
 template <class Worker>
 class Workers {
  public:

@@ -4,12 +4,25 @@
 #include <algorithm>
 #include <vector>
 
-#include "kkt.hpp"
+#include "products.hpp"
 
 namespace lanes {
 
 inline constexpr int kEquilibrationRounds = 10;
 inline constexpr double kLeastScale = 1e-4, kLargestScale = 1e4;
+// Data below the first size are taken in units of their own, because tolerances are absolute below
+// one; data below the second are as good as zero.
+inline constexpr double kTiny = 1e-2, kNothing = 1e-290;
+
+// P ← c D P D, A ← E A D.
+template <class V>
+void scale_matrices(const Structure& s, const V& c, const V* d, const V* e, V* P, V* A) {
+  for (int j = 0; j < s.n; ++j) {
+    const V of_A = d[j], of_P = c * of_A;
+    for (int p = s.P.start[j]; p < s.P.start[j + 1]; ++p) P[p] *= of_P * d[s.P.index[p]];
+    for (int p = s.A.start[j]; p < s.A.start[j + 1]; ++p) A[p] *= of_A * e[s.A.index[p]];
+  }
+}
 
 // D and E for [P Aᵀ; A 0] (Ruiz, A scaling algorithm to equilibrate both rows and columns norms in
 // matrices, 2001), one number for all rows of a curved cone. P and A are scaled in place.
@@ -18,14 +31,7 @@ void equilibrate(const Structure& s, int rounds, V* P, V* A, V* d, V* e) {
   std::vector<V> column(s.n), row(s.m);
   for (int j = 0; j < s.n; ++j) d[j] = V(1.0);
   for (int i = 0; i < s.m; ++i) e[i] = V(1.0);
-  const auto apply = [&] {
-    for (int j = 0; j < s.n; ++j) {
-      for (int p = s.P.start[j]; p < s.P.start[j + 1]; ++p) {
-        P[p] *= column[j] * column[s.P.index[p]];
-      }
-      for (int p = s.A.start[j]; p < s.A.start[j + 1]; ++p) A[p] *= column[j] * row[s.A.index[p]];
-    }
-  };
+  const auto apply = [&] { scale_matrices(s, V(1.0), column.data(), row.data(), P, A); };
   const auto correct = [](V size, V scale) {
     const V root = V(1.0) / sqrt(select(size > V(0.0), size, V(1.0)));
     const V product = min(max(scale * root, V(kLeastScale)), V(kLargestScale));
@@ -96,10 +102,9 @@ void make_products(const Structure& s, const V* P, const V* A, const V* d, V* M)
   }
 }
 
-// c = 1/max(mean of the largest entries of the columns of P, ‖q‖∞), P and q already in the scale d;
-// one where either is zero.
+// The mean of the largest entries of the columns of P.
 template <class V>
-V cost_scale(const Structure& s, const V* P, const V* q) {
+V mean_of_columns(const Structure& s, const V* P) {
   V sum(0.0);
   for (int j = 0; j < s.n; ++j) {
     V column(0.0);
@@ -108,9 +113,23 @@ V cost_scale(const Structure& s, const V* P, const V* q) {
     }
     sum += column;
   }
-  const V mean = sum * V(1.0 / std::max(1, s.n)), height = largest(q, s.n);
+  return sum * V(1.0 / std::max(1, s.n));
+}
+
+// c = 1/max(mean of the largest entries of the columns of P, ‖q‖∞), P and q already in the scale d;
+// one where either is zero.
+template <class V>
+V cost_scale(const Structure& s, const V* P, const V* q) {
+  const V mean = mean_of_columns(s, P), height = largest(q, s.n);
   const V bounded = min(max(V(1.0) / max(mean, height), V(kLeastScale)), V(kLargestScale));
   return select((mean > V(0.0)) & (height > V(0.0)), bounded, V(1.0));
+}
+
+// Whether data of this size are taken in a unit near it. How that is rounded to a power of two is
+// left to the caller.
+template <class V>
+MaskOf<V> is_tiny(const V& size) {
+  return (size < V(kTiny)) & (size > V(kNothing));
 }
 
 }  // namespace lanes

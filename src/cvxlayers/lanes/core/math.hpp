@@ -11,6 +11,14 @@ inline constexpr double kRootHalf = 0.70710678118654752440;     // √½
 inline constexpr double kLn2High = 6.93147180369123816490e-01;  // its last 21 bits are zero
 inline constexpr double kLn2Low = 1.90821492927058770002e-10;
 
+// The power of two that is nearest to x as a factor, for normal positive x.
+template <class V>
+inline V nearest_power(const V& x) {
+  V m, e;
+  split(x, m, e);
+  return power_of_two(select(m < V(kRootHalf), e - V(1.0), e));
+}
+
 // log x; −1e300 where x is NaN or not positive. A number too small to be normal is taken for one
 // between 2^−1023 and 2^−1022, of logarithm −709.1 to −708.4, and infinity for 2^1024, of 709.8.
 //
@@ -28,7 +36,8 @@ inline V log(const V& x) {
   const V q = s * s;
   V p = V(1.0 / 23.0);
   for (int k = 21; k >= 3; k -= 2) p = fma(p, q, V(1.0 / k));
-  // 2 artanh s = f − (f²/2 − s (f²/2 + 2 q p)): what is added to f is small, and so is its rounding.
+  // 2 artanh s = f − (f²/2 − s (f²/2 + 2 q p)): what is added to f is small, and so is its
+  // rounding.
   const V half_square = V(0.5) * f * f;
   const V rest = fma(s, half_square + (q + q) * p, e * V(kLn2Low)) - half_square;
   return select(x > V(0.0), fma(e, V(kLn2High), f + rest), V(-1e300));

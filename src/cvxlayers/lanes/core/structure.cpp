@@ -11,7 +11,7 @@ namespace lanes {
 namespace {
 
 Pattern by_columns(std::vector<int> start, std::vector<int> index) {
-  Pattern pattern{std::move(start), std::move(index), {}, {}};
+  Pattern pattern{std::move(start), std::move(index), {}};
   pattern.value.resize(pattern.index.size());
   std::iota(pattern.value.begin(), pattern.value.end(), 0);
   return pattern;
@@ -61,22 +61,49 @@ Pattern by_rows(const Pattern& columns, int rows) {
   return gathered(rows, entries, columns.value);
 }
 
+// How many lines from each on are taken together, where the line i has the indices
+// index[first[i]] … index[first[i] + length[i] − 1].
+std::vector<int> find_alike(const std::vector<int>& index, const std::vector<int>& first,
+                            const std::vector<int>& length) {
+  const int lines = static_cast<int>(length.size());
+  std::vector<int> alike(lines, 1);
+  const auto same = [&](int i, int j) {
+    const auto begin = index.begin() + first[i];
+    return length[i] == length[j] &&
+           std::equal(begin, begin + length[i], index.begin() + first[j]);
+  };
+  for (int i = 0; i < lines; i += alike[i]) {
+    int run = 1;
+    while (run < 8 && i + run < lines && same(i, i + run)) ++run;
+    while (alike[i] * 2 <= run) alike[i] *= 2;
+  }
+  return alike;
+}
+
+std::vector<int> lengths(const Pattern& pattern) {
+  std::vector<int> length;
+  for (int i = 0; i < pattern.lines(); ++i) length.push_back(pattern.start[i + 1] - pattern.start[i]);
+  return length;
+}
+
+// See `Columns`.
+Columns without_bounds(const Pattern& A, const std::vector<Bound>& bounds) {
+  std::vector<char> is_bound(A.index.size(), 0);
+  for (const Bound& bound : bounds) is_bound[bound.a] = 1;
+  Columns columns{A.start, lengths(A), {}, {}};
+  columns.first.pop_back();
+  for (int j = 0; j < A.lines(); ++j) {
+    int& length = columns.length[j];
+    for (int p; length > 0 && is_bound[p = columns.first[j] + length - 1]; --length) {
+      columns.loose.push_back({A.index[p], j, p});
+    }
+  }
+  columns.alike = find_alike(A.index, columns.first, columns.length);
+  return columns;
+}
+
 }  // namespace
 
-void Pattern::find_alike() {
-  alike.assign(lines(), 1);
-  const auto same = [this](int i, int j) {
-    return start[i + 1] - start[i] == start[j + 1] - start[j] &&
-           std::equal(index.begin() + start[i], index.begin() + start[i + 1],
-                      index.begin() + start[j]);
-  };
-  for (int i = 0; i < lines();) {
-    int run = 1;
-    while (run < 4 && i + run < lines() && same(i, i + run)) ++run;
-    alike[i] = run == 3 ? 2 : run;
-    i += alike[i];
-  }
-}
 
 Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cones,
                      std::vector<int> P_start, std::vector<int> P_index, std::vector<int> A_start,
@@ -109,14 +136,14 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
     }
     L.start.push_back(static_cast<int>(L.index.size()));
   }
-  A.find_alike();
-  L.find_alike();
+  L_alike = find_alike(L.index, L.start, lengths(L));
   for (int k = 0; k < nonneg; ++k) {
     const int row = zero + k, p = A_rows.start[row];
     if (A_rows.start[row + 1] - p != 1) continue;
     gone[n + row] = 1;
     bounds.push_back({row, A_rows.index[p], A_rows.value[p], k});
   }
+  A_columns = without_bounds(A, bounds);
   // Numbers among the unknowns, −1 for those that are gone.
   std::vector<int>& number = number_;
   number.assign(n + m, -1);

@@ -13,14 +13,23 @@
 namespace lanes {
 
 // Entries of a sparse matrix by column, or by row. `value` is where an entry's number is stored.
-// `alike` of a line is 4, 2 or 1: it and so many minus one lines after it have the same indices, and
-// are taken together.
 struct Pattern {
-  std::vector<int> start, index, value, alike;
-
-  void find_alike();
+  std::vector<int> start, index, value;
 
   int lines() const { return static_cast<int>(start.size()) - 1; }
+};
+
+struct Entry {
+  int row, column, value;
+};
+
+// A by columns without the entries of bounds, which are `loose` where they are the last of a column:
+// columns of a dense block under bounds are alike then. `first` is where the entries of a column
+// begin in A, and `length` their number. `alike` is 8, 4, 2 or 1: a column and so many minus one
+// after it have the same rows, and are taken together.
+struct Columns {
+  std::vector<int> first, length, alike;
+  std::vector<Entry> loose;
 };
 
 enum class Kind { kSecondOrder, kPsd, kExponential, kPower };
@@ -84,7 +93,9 @@ struct Structure {
 
   std::vector<Pivot> pivots;
   std::vector<Bound> bounds;
+  Columns A_columns;
   Pattern L;                              // of the pivots' rows, without a
+  std::vector<int> L_alike;               // as in `Columns`
   std::vector<std::pair<int, int>> M;     // entries that the elimination adds to P
   std::vector<Product> products;          // that M is summed from; empty where it is given
   // What is factored: n + m without pivots and bounds, and two for every expanded second-order cone.
