@@ -25,6 +25,8 @@ COLUMNS = (
     *(column for peer in PEERS for column in (peer, f"{peer}: x", f"{peer}: gradient")),
 )
 
+Answer = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+
 
 def duel(setup: Setup, rounds: int) -> Row:
     """Time of every peer over ours, and how far it is from our answer and our gradient."""
@@ -41,11 +43,18 @@ def duel(setup: Setup, rounds: int) -> Row:
         if layer is None:
             continue
         try:
-            row |= agreement(peer, setup, layer, weights, (ours, gradient))
-            competitors[peer] = gradient_steps(layer, setup.inputs, weights, peer)
-        except Exception as error:  # diffcp 1.1.9 has no adjoint for power cones, for example
+            theirs = answer(layer, setup, weights)
+        except Exception as error:  # what a peer raises is its result, and Moreau raises Exception
             row[peer] = "fails"
             notes.append(f"{peer}, {setup.make.__name__}: {type(error).__name__}: {error}")
+            continue
+        try:
+            row |= agreement(peer, setup, theirs, (ours, gradient))
+        except ArithmeticError as error:
+            row[peer] = "fails"
+            notes.append(f"{peer}, {setup.make.__name__}: {error}")
+            continue
+        competitors[peer] = gradient_steps(layer, setup.inputs, weights, peer)
     row["note"] = "; ".join(notes)
     times = interleaved(competitors, rounds)
     row["backward / forward"] = times.ratio("backward", "forward")
@@ -55,13 +64,17 @@ def duel(setup: Setup, rounds: int) -> Row:
     return row
 
 
-def agreement(
-    peer: str,
-    setup: Setup,
-    layer: Callable[..., Sequence[Any]],
-    weights: Sequence[torch.Tensor],
-    ours: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
-) -> Mapping[str, str]:
+def answer(
+    layer: Callable[..., Sequence[Any]], setup: Setup, weights: Sequence[torch.Tensor]
+) -> Answer:
+    """The outputs of a layer, and its gradient."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Moreau's, of its choice of a method
+        outputs = layer(*setup.inputs)
+        return outputs, torch.autograd.grad(outputs, setup.inputs, weights)
+
+
+def agreement(peer: str, setup: Setup, theirs: Answer, ours: Answer) -> Mapping[str, str]:
     """Relative distances from our answer and our gradient, over the whole batch.
 
     Raises
@@ -69,18 +82,14 @@ def agreement(
     ArithmeticError
         If the answers are farther apart than `AGREEMENT` allows.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Moreau's, of its choice of a method
-        theirs = layer(*setup.inputs)
-        gradient = torch.autograd.grad(theirs, setup.inputs, weights)
-    distances = {"x": distance(theirs, ours[0])}
+    distances = {"x": distance(theirs[0], ours[0])}
     if not distances["x"] <= AGREEMENT[peer]:
         raise ArithmeticError(f"the answers are {distances['x']:.0e} apart")
     # The gradient of a symmetric parameter is settled up to its antisymmetric part.
     symmetric = [p.ndim == 2 and p.is_symmetric() for p in setup.benchmark.parameters]
     pairs = [
         (a + a.mT, b + b.mT) if both else (a, b)
-        for a, b, both in zip(gradient, ours[1], symmetric, strict=True)
+        for a, b, both in zip(theirs[1], ours[1], symmetric, strict=True)
     ]
     distances["gradient"] = distance([a for a, _ in pairs], [b for _, b in pairs])
     return {f"{peer}: {name}": f"{value:.0e}" for name, value in distances.items()}
