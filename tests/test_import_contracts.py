@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FRAMEWORKS = ("torch", "jax", "mlx")
-OPTIONAL_SOLVERS = ("diffcp", "scs")
+OPTIONAL_SOLVERS = ("diffcp", "scs", "moreau", "juliacall", "cupy")
 
 
 def python(code: str) -> str:

@@ -77,6 +77,14 @@ def test_scs_with_the_derivative_of_the_library(case: Case) -> None:
     assert relative_error(gradients, gradient(case)) <= GRADIENT_BOUND
 
 
+@every_case
+def test_moreau_with_the_derivative_of_the_library(case: Case) -> None:
+    pytest.importorskip("moreau", reason="moreau is not installed: pip install moreau")
+    gradients, outputs = run(case, solver="MOREAU")
+    check_values(case, outputs, VALUE_BOUND)
+    assert relative_error(gradients, gradient(case)) <= GRADIENT_BOUND
+
+
 def diffcp_takes(case: Case) -> bool:
     problem, parameters, variables = case.build()
     kinds = canonicalize(problem, parameters, variables, case.gp).structure.dims.kinds

@@ -4,7 +4,9 @@ import sys
 import cvxpy as cp
 import pytest
 
+import cvxlayers.numpy
 from cvxlayers.solvers import SOLVERS, Solver, get_solver
+from cvxlayers.solvers.retries import CHAIN
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -17,12 +19,14 @@ def test_every_registered_solver_is_there(name: str) -> None:
 
 
 def test_names_are_cvxpys_and_case_does_not_matter() -> None:
-    assert {"LANES", cp.CLARABEL, cp.SCS, cp.DIFFCP} == set(SOLVERS)
+    assert {"LANES", cp.CLARABEL, cp.SCS, cp.DIFFCP, cp.MOREAU, cp.CUCLARABEL} == set(SOLVERS)
     assert get_solver("scs") is get_solver(cp.SCS) is get_solver("Scs")
 
 
 def test_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"'GUROBI'.*LANES, CLARABEL, SCS, DIFFCP"):
+    with pytest.raises(
+        ValueError, match=r"'GUROBI'.*LANES, CLARABEL, SCS, DIFFCP, MOREAU, CUCLARABEL"
+    ):
         get_solver("GUROBI")
 
 
@@ -36,7 +40,33 @@ def test_importing_the_solvers_imports_none_of_the_packages_behind_them() -> Non
     code = (
         "import sys, cvxlayers.solvers as s, cvxlayers.solvers.options\n"
         "[s.get_solver(name).options for name in s.SOLVERS]\n"
-        "print(sorted({'clarabel', 'scs', 'diffcp', 'cvxpy'} & set(sys.modules)))"
+        "of = {'clarabel', 'scs', 'diffcp', 'moreau', 'juliacall', 'cupy', 'cvxpy'}\n"
+        "print(sorted(of & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_every_solver_has_a_chain() -> None:
+    assert set(CHAIN) == set(SOLVERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "command"),
+    [
+        ("MOREAU", "moreau", "pip install 'moreau>=0.4.1'"),
+        ("CUCLARABEL", "juliacall", "pip install juliacall==0.9.31 cupy-cuda12x"),
+        ("CUCLARABEL", "cupy", "pip install juliacall==0.9.31 cupy-cuda12x"),
+    ],
+)
+def test_a_package_that_is_not_installed(
+    name: str, package: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is missed when the layer is made."""
+    monkeypatch.setitem(sys.modules, package, None)
+    x = cp.Variable(nonneg=True)
+    problem = cp.Problem(cp.Minimize(x), [x >= 1])
+    with pytest.raises(ImportError) as error:
+        cvxlayers.numpy.CvxpyLayer(problem, parameters=[], variables=[x], solver=name)
+    assert str(error.value).startswith(f"solver='{name}': ")
+    assert command in str(error.value)

@@ -17,6 +17,8 @@ SOLVERS: dict[str, str] = {
     "CLARABEL": "cvxlayers.solvers.clarabel:Clarabel",
     "SCS": "cvxlayers.solvers.scs:SCS",
     "DIFFCP": "cvxlayers.solvers.diffcp:Diffcp",
+    "MOREAU": "cvxlayers.solvers.moreau:Moreau",
+    "CUCLARABEL": "cvxlayers.solvers.cuclarabel:CuClarabel",
 }
 
 #: Which of them are used where none was named: the first that takes the problem.

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.program import ConeDims
+from cvxlayers.program import ConeDims, ConeProgram, ConeSolution
+from cvxlayers.status import Status
 
-__all__ = ["is_proof", "power_of"]
+__all__ = ["demand_proof", "is_proof", "power_of"]
 
 Array = NDArray[np.float64]
 
@@ -23,10 +24,29 @@ PROOF = 1e4
 # them from above.
 POWERS = {"soc": 2, "psd": 2, "exp": 3, "pow": 3}
 
+_PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE = int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
+_NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
+
 
 def power_of(dims: ConeDims) -> int:
     """The power of the data's size that points may have."""
     return max((POWERS.get(kind, 1) for kind in dims.kinds), default=1)
+
+
+def demand_proof(program: ConeProgram, solution: ConeSolution) -> None:
+    """Leave the status infeasible to the instances whose certificate, which they have in place of
+    a point, proves it; the others end as a numerical error."""
+    power = power_of(program.structure.dims)
+    for i in np.flatnonzero(np.isin(solution.status, (_PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE))):
+        P, q, A, b = (
+            v[i if len(v) > 1 else 0] for v in (program.P, program.q, program.A, program.b)
+        )
+        x = None if solution.status[i] == _PRIMAL_INFEASIBLE else solution.x[i]
+        matrix = program.structure.P.matrix(P)
+        of_A = program.structure.A.matrix(A)
+        z, s = solution.z[i], solution.s[i]
+        if not is_proof(x, z, s, matrix, q, of_A, b, power):
+            solution.status[i] = _NUMERICAL_ERROR
 
 
 def is_proof(

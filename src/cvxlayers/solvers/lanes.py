@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cvxlayers.lanes import OUTCOMES, engine_for, why_not
 from cvxlayers.program import CONES, ConeProgram, ConeSolution, ProblemStructure
 from cvxlayers.solvers.base import MOST_ITERATIONS, Solver, seconds_left
-from cvxlayers.solvers.certificates import is_proof, power_of
+from cvxlayers.solvers.certificates import demand_proof
 from cvxlayers.status import Status
 
 __all__ = ["Lanes"]
@@ -33,8 +32,6 @@ _STATUSES = {
 }
 _STATUS = np.array([int(_STATUSES[name]) for name in OUTCOMES], dtype=np.int64)
 _SOLVED, _ALMOST_SOLVED = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
-_PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE = int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
-_NUMERICAL_ERROR = int(Status.NUMERICAL_ERROR)
 _DEFAULTS = {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}
 
 
@@ -79,29 +76,12 @@ class Lanes(Solver):
         )
         unsolved = (status != _SOLVED) & (status != _ALMOST_SOLVED)
         if unsolved.any():
-            self._prove(program, solution, unsolved)
+            demand_proof(program, solution)
             for point in (solution.x, solution.z, solution.s):
                 point[unsolved] = np.nan
         if verbose:
             _report(solution)
         return solution
-
-    def _prove(
-        self, program: ConeProgram, solution: ConeSolution, unsolved: NDArray[np.bool_]
-    ) -> None:
-        """Leave the status infeasible to the instances whose certificate proves it."""
-        verdicts = (_PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE)
-        power = power_of(self.structure.dims)
-        for i in np.flatnonzero(unsolved & np.isin(solution.status, verdicts)):
-            P, q, A, b = (
-                v[i if len(v) > 1 else 0] for v in (program.P, program.q, program.A, program.b)
-            )
-            x = None if solution.status[i] == _PRIMAL_INFEASIBLE else solution.x[i]
-            matrix = self.structure.P.matrix(P)
-            of_A = self.structure.A.matrix(A)
-            z, s = solution.z[i], solution.s[i]
-            if not is_proof(x, z, s, matrix, q, of_A, b, power):
-                solution.status[i] = _NUMERICAL_ERROR
 
 
 def _number(name: str, value: Any) -> float:

@@ -52,6 +52,8 @@ CHAIN: dict[str, tuple[Retry, ...]] = {
     "CLARABEL": _AFTER_CLARABEL,
     "SCS": (Retry("CLARABEL"),),
     "DIFFCP": (),
+    "MOREAU": (Retry("CLARABEL"),),
+    "CUCLARABEL": (Retry("CLARABEL"),),
 }
 
 _WORTH = [
