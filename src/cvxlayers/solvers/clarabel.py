@@ -28,7 +28,7 @@ from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.certificates import is_proof, power_of
 from cvxlayers.status import Status
 
-__all__ = ["Clarabel"]
+__all__ = ["OPTIONS", "Clarabel"]
 
 Array = NDArray[np.float64]
 
@@ -59,29 +59,37 @@ _STATUSES = {
 _STATUS = {name: int(status) for name, status in _STATUSES.items()}
 
 
+#: Its options that others have taken over from it, under the same names.
+OPTIONS = frozenset(
+    {
+        "max_iter",
+        "max_step_fraction",
+        "tol_gap_abs",
+        "tol_gap_rel",
+        "tol_feas",
+        "tol_infeas_abs",
+        "tol_infeas_rel",
+        "tol_ktratio",
+        "reduced_tol_gap_abs",
+        "reduced_tol_gap_rel",
+        "reduced_tol_feas",
+        "reduced_tol_infeas_abs",
+        "reduced_tol_infeas_rel",
+        "reduced_tol_ktratio",
+        "equilibrate_enable",
+        "direct_solve_method",
+    }
+)
+
+
 class Clarabel(Solver):
     """Goulart & Chen, *Clarabel: an interior-point solver for conic programs with quadratic
     objectives*, arXiv 2405.12762."""
 
     name = "CLARABEL"
     cones = CONES
-    options = frozenset(
+    options = OPTIONS | frozenset(
         {
-            "max_iter",
-            "max_step_fraction",
-            "tol_gap_abs",
-            "tol_gap_rel",
-            "tol_feas",
-            "tol_infeas_abs",
-            "tol_infeas_rel",
-            "tol_ktratio",
-            "reduced_tol_gap_abs",
-            "reduced_tol_gap_rel",
-            "reduced_tol_feas",
-            "reduced_tol_infeas_abs",
-            "reduced_tol_infeas_rel",
-            "reduced_tol_ktratio",
-            "equilibrate_enable",
             "equilibrate_max_iter",
             "equilibrate_min_scaling",
             "equilibrate_max_scaling",
@@ -90,7 +98,6 @@ class Clarabel(Solver):
             "min_terminate_step_length",
             "max_threads",
             "direct_kkt_solver",
-            "direct_solve_method",
             "static_regularization_enable",
             "static_regularization_constant",
             "static_regularization_proportional",

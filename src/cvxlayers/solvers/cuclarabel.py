@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from cvxlayers.program import CONES, ConeDims, ConeProgram, ConeSolution, ProblemStructure
 from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.certificates import demand_proof
+from cvxlayers.solvers.clarabel import Clarabel
 from cvxlayers.solvers.csr_form import CsrForm, CsrPattern, bounded, restore_bounds
 from cvxlayers.status import Status
 
@@ -84,43 +85,19 @@ class CuClarabel(Solver):
     cones = CONES - {"psd"}
     tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
     iteration_limit = "max_iter"
-    options = frozenset(
-        {
-            "max_iter",
-            "max_step_fraction",
-            "tol_gap_abs",
-            "tol_gap_rel",
-            "tol_feas",
-            "tol_infeas_abs",
-            "tol_infeas_rel",
-            "tol_ktratio",
-            "reduced_tol_gap_abs",
-            "reduced_tol_gap_rel",
-            "reduced_tol_feas",
-            "reduced_tol_infeas_abs",
-            "reduced_tol_infeas_rel",
-            "reduced_tol_ktratio",
-            "equilibrate_enable",
-            "equilibrate_max_iter",
-            "equilibrate_min_scaling",
-            "equilibrate_max_scaling",
-            "linesearch_backtrack_step",
-            "min_switch_step_length",
-            "min_terminate_step_length",
-            "direct_solve_method",
-            "static_regularization_enable",
-            "static_regularization_constant",
-            "static_regularization_proportional",
-            "dynamic_regularization_enable",
-            "dynamic_regularization_eps",
-            "dynamic_regularization_delta",
-            "iterative_refinement_enable",
-            "iterative_refinement_reltol",
-            "iterative_refinement_abstol",
-            "iterative_refinement_max_iter",
-            "iterative_refinement_stop_ratio",
-        }
-    )
+    # Clarabel.jl has no presolve on a device, and other names for its linear solvers there.
+    options = Clarabel.options - {
+        "max_threads",
+        "direct_kkt_solver",
+        "presolve_enable",
+        "input_sparse_dropzeros",
+        "chordal_decomposition_enable",
+        "chordal_decomposition_merge_method",
+        "chordal_decomposition_compact",
+        "chordal_decomposition_complete_dual",
+        "pardiso_iparm",
+        "pardiso_verbose",
+    }
 
     def __init__(self, structure: ProblemStructure):
         super().__init__(structure)

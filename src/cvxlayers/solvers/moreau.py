@@ -34,6 +34,7 @@ from cvxlayers.parallel import for_each, workers
 from cvxlayers.program import CONES, ConeDims, ConeProgram, ConeSolution, ProblemStructure
 from cvxlayers.solvers.base import Solver, seconds_left
 from cvxlayers.solvers.certificates import demand_proof
+from cvxlayers.solvers.clarabel import OPTIONS
 from cvxlayers.solvers.csr_form import CsrForm, bounded, restore_bounds
 from cvxlayers.status import Status
 
@@ -91,24 +92,9 @@ class Moreau(Solver):
     iteration_limit = "max_iter"
     #: Those of its settings as a whole. The other options are the interior-point method's.
     general = frozenset({"device", "device_id", "max_iter"})
-    options = frozenset(
+    options = OPTIONS | frozenset(
         {
             *general,
-            "tol_gap_abs",
-            "tol_gap_rel",
-            "tol_feas",
-            "tol_infeas_abs",
-            "tol_infeas_rel",
-            "tol_ktratio",
-            "reduced_tol_gap_abs",
-            "reduced_tol_gap_rel",
-            "reduced_tol_feas",
-            "reduced_tol_infeas_abs",
-            "reduced_tol_infeas_rel",
-            "reduced_tol_ktratio",
-            "max_step_fraction",
-            "equilibrate_enable",
-            "direct_solve_method",
             "cudss_ir_steps",
             "cudss_pivot_enable",
             "max_lu_nnz",
