@@ -144,3 +144,36 @@ def test_failing_rows_are_compared_with_the_same_batch(
             assert good.equal(found.isfinite().any(dim=1)) and found[good].equal(expected[good])
     failure.main(["--batch", "3", "--rounds", "1", "--problems", "lp"])
     assert capsys.readouterr().out.count("lp ") == 3
+
+
+def test_the_dense_engine_on_a_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU in place of one; and an exit code that says so where answers disagree."""
+    gpu = importlib.import_module("benchmarks.gpu")
+    command = [
+        "--device",
+        "cpu",
+        "--quick",
+        "--problems",
+        "simplex",
+        "sdp",
+        "--batch",
+        "5",
+        "--rounds",
+        "1",
+    ]
+    assert gpu.main(command) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "100 %" in line]
+    assert len(rows) == 4
+    monkeypatch.setattr(gpu, "AGREEMENT", -1.0)
+    assert gpu.main(command) == 1
+    assert "4 rows have answers" in capsys.readouterr().out
+
+
+def test_without_a_device_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = importlib.import_module("benchmarks.gpu")
+    if gpu.torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert gpu.main([]) == 0
+    assert "no CUDA device" in capsys.readouterr().out

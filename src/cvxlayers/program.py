@@ -23,6 +23,7 @@ from cvxlayers.status import Status
 
 __all__ = [
     "CONES",
+    "OUTCOMES",
     "ConeDims",
     "ConeProgram",
     "ConeSolution",
@@ -39,6 +40,17 @@ Array = NDArray[np.float64]
 _SOLVED, _INTERRUPTED = int(Status.SOLVED), int(Status.INTERRUPTED)
 
 
+#: What becomes of an instance in an engine of this library, by the number that it gives it.
+OUTCOMES = (
+    "solved",
+    "almost solved",
+    "primal infeasible",
+    "dual infeasible",
+    "iteration limit",
+    "insufficient progress",
+    "numerical error",
+    "stopped",
+)
 #: The kinds of cones.
 CONES = frozenset({"zero", "nonneg", "soc", "psd", "exp", "pow"})
 

@@ -10,7 +10,7 @@ import torch
 
 from cvxlayers.canonicalize import canonicalize
 from cvxlayers.lanes import Engine, elimination, engine, load
-from cvxlayers.program import ConeProgram
+from cvxlayers.program import OUTCOMES, ConeProgram
 from cvxlayers.torch import CvxpyLayer
 
 module = load()
@@ -80,7 +80,7 @@ def test_the_answers_are_those_without_elimination(
     points = []
     for core in (plain, reduced):
         answer = core.solve(given, (1e-9,) * 3, 100)
-        assert (answer.outcome == engine.OUTCOMES.index("solved")).all()
+        assert (answer.outcome == OUTCOMES.index("solved")).all()
         point = [answer.x.copy(), answer.z.copy(), answer.s.copy()]
         assert (core.polish(given, *point) <= 1e-14).all()
         r = np.random.default_rng(1).standard_normal

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cvxlayers.lanes import Engine, available, engine, load
-from cvxlayers.program import ConeDims, ConeProgram
+from cvxlayers.program import OUTCOMES, ConeDims, ConeProgram
 from cvxlayers.torch import CvxpyLayer
 from solvers.random_programs import random_program
 
@@ -101,7 +101,7 @@ def cone(request: pytest.FixtureRequest) -> str:
 
 def test_it_works(cone: str) -> None:
     found = Found(programs(cone)).parts
-    assert (found["outcome"] == engine.OUTCOMES.index("solved")).mean() >= 0.8
+    assert (found["outcome"] == OUTCOMES.index("solved")).mean() >= 0.8
     assert np.isfinite(found["u"]).all()
 
 
@@ -224,7 +224,7 @@ def test_beside_instances_that_are_none(
     for point in ("x", "z", "s"):
         np.testing.assert_array_equal(getattr(found, point)[rest], getattr(whole, point)[rest])
         assert np.isnan(getattr(found, point)[broken]).all()
-    assert (found.outcome[broken] == engine.OUTCOMES.index("numerical error")).all()
+    assert (found.outcome[broken] == OUTCOMES.index("numerical error")).all()
     assert (found.iterations[broken] == 0).all()
 
 

@@ -270,6 +270,19 @@ def test_a_constant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data @ x" in text and "sparse array of SciPy" in text
 
 
+@pytest.mark.parametrize("wrap", [lambda P: P, cp.psd_wrap, lambda P: cp.psd_wrap(P).T])
+def test_a_sparse_constant_stays_one_in_a_quadratic_form(wrap: Any) -> None:
+    """CVXPY wraps the matrix of `quad_form` where it is told that it is positive semidefinite."""
+    n = 300
+    x, q = cp.Variable(n), cp.Parameter(n)
+    P = sp.diags_array(np.ones(n), format="csc")
+    objective = cp.quad_form(x, wrap(P), assume_PSD=True) + q @ x
+    made = cp.Problem(cp.Minimize(objective), [x <= 1]), [q], [x]
+    canonical = canonicalize(*made)
+    stored = canonical.structure.P.nnz + canonical.structure.A.nnz + 2 * n
+    assert sum(predict(made[0]).entries.values()) <= 2 * stored
+
+
 def test_other_culprits(monkeypatch: pytest.MonkeyPatch) -> None:
     P, x = cp.Parameter((100, 100), PSD=True, name="P"), cp.Variable(100, name="x")
     text = warned(problem([], [P], cp.quad_form(x, P)), monkeypatch, available=1e5)

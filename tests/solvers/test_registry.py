@@ -19,13 +19,15 @@ def test_every_registered_solver_is_there(name: str) -> None:
 
 
 def test_names_are_cvxpys_and_case_does_not_matter() -> None:
-    assert {"LANES", cp.CLARABEL, cp.SCS, cp.DIFFCP, cp.MOREAU, cp.CUCLARABEL} == set(SOLVERS)
+    assert {"LANES", "DENSE", cp.CLARABEL, cp.SCS, cp.DIFFCP, cp.MOREAU, cp.CUCLARABEL} == set(
+        SOLVERS
+    )
     assert get_solver("scs") is get_solver(cp.SCS) is get_solver("Scs")
 
 
 def test_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(
-        ValueError, match=r"'GUROBI'.*LANES, CLARABEL, SCS, DIFFCP, MOREAU, CUCLARABEL"
+        ValueError, match=r"'GUROBI'.*LANES, CLARABEL, SCS, DIFFCP, DENSE, MOREAU, CUCLARABEL"
     ):
         get_solver("GUROBI")
 
@@ -40,7 +42,7 @@ def test_importing_the_solvers_imports_none_of_the_packages_behind_them() -> Non
     code = (
         "import sys, cvxlayers.solvers as s, cvxlayers.solvers.options\n"
         "[s.get_solver(name).options for name in s.SOLVERS]\n"
-        "of = {'clarabel', 'scs', 'diffcp', 'moreau', 'juliacall', 'cupy', 'cvxpy'}\n"
+        "of = {'clarabel', 'scs', 'diffcp', 'moreau', 'juliacall', 'cupy', 'cvxpy', 'torch'}\n"
         "print(sorted(of & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

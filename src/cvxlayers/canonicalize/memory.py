@@ -27,7 +27,7 @@ from cvxpy.atoms.affine.index import index, special_index
 from cvxpy.atoms.affine.kron import kron
 from cvxpy.atoms.affine.promote import Promote
 from cvxpy.atoms.affine.sum import Sum
-from cvxpy.atoms.affine.trace import trace
+from cvxpy.atoms.affine.trace import Trace
 from cvxpy.atoms.affine.upper_tri import upper_tri
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
 
@@ -176,12 +176,17 @@ class _Walk:
             return self._leaf(expression), {}
         parts = [self(argument) for argument in expression.args]
         counts, cost = [own for own, _ in parts], _sum([cost for _, cost in parts if cost])
-        if all(_is_constant(own) for own in counts):
-            largest = max(_sum(counts).items(), key=lambda item: item[1], default=(VARIABLES, 0.0))
-            return {largest[0]: float(expression.size)}, {}
         rule = self.rules.get(type(expression))
         if rule is None and isinstance(expression, AffAtom) and (not self.gp or _moves(expression)):
             rule = _keep
+        if all(_is_constant(own) for own in counts):
+            total = _sum(counts)
+            largest = max(total.items(), key=lambda item: item[1], default=(VARIABLES, 0.0))
+            size = float(expression.size)
+            # What stays where it is stays sparse: a transpose, or what CVXPY wraps a matrix in.
+            if rule is _keep and _moves(expression) and size == expression.args[0].size:
+                size = min(size, sum(total.values()))
+            return {largest[0]: size}, {}
         if rule is not None:
             found, more = rule(expression, counts)
             if rule in _PRODUCTS:
@@ -327,7 +332,7 @@ _LINEAR: dict[type, Rule] = {
     special_index: _select,
     upper_tri: _select,
     diag_mat: _select,
-    trace: _trace,
+    Trace: _trace,
     cumsum: _cumsum,
     multiply: _elementwise,
     DivExpression: _elementwise,
@@ -355,7 +360,7 @@ _TIMES: dict[type, float] = {cp.abs: 2.0, cp.norm1: 2.0, cp.norm_inf: 2.0}
 
 def _moves(expression: Any) -> bool:
     """Whether an affine atom only moves entries about."""
-    return not isinstance(expression, (AddExpression, Sum, trace, cumsum, kron, conv, convolve))
+    return not isinstance(expression, (AddExpression, Sum, Trace, cumsum, kron, conv, convolve))
 
 
 def _is_squared(expression: Any) -> bool:

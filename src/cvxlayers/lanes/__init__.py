@@ -7,11 +7,10 @@ with the instance innermost. The C++ is in ``core/``, compiled for several instr
 (`variants`); where it was not compiled, the package does without.
 """
 
-from cvxlayers.lanes.engine import OUTCOMES, Answer, Engine, Outer, engine_for, why_not
+from cvxlayers.lanes.engine import Answer, Engine, Outer, engine_for, why_not
 from cvxlayers.lanes.variants import VARIANTS, available, load
 
 __all__ = [
-    "OUTCOMES",
     "VARIANTS",
     "Answer",
     "Engine",

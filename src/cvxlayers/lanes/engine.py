@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from cvxlayers.lanes.elimination import find_elimination
 from cvxlayers.lanes.variants import load
 from cvxlayers.parallel import quiet, workers
-from cvxlayers.program import ConeProgram, ProblemStructure
+from cvxlayers.program import OUTCOMES, ConeProgram, ProblemStructure
 
-__all__ = ["OUTCOMES", "Answer", "Engine", "Outer", "engine_for", "why_not"]
+__all__ = ["Answer", "Engine", "Outer", "engine_for", "why_not"]
 
 Array = NDArray[np.float64]
 
@@ -29,18 +29,6 @@ MOST_UNKNOWNS = 20_000
 MOST_ENTRIES = 1_000_000
 MOST_STORED = 500_000
 LARGEST_PSD = 16
-
-#: What became of an instance, by the number that the compiled engine gives it.
-OUTCOMES = (
-    "solved",
-    "almost solved",
-    "primal infeasible",
-    "dual infeasible",
-    "iteration limit",
-    "insufficient progress",
-    "numerical error",
-    "stopped",
-)
 
 _STOPPED = OUTCOMES.index("stopped")
 _NONE = np.zeros((1, 0))

@@ -11,12 +11,14 @@ from cvxlayers.solvers.base import Solver
 
 __all__ = ["DEFAULTS", "SOLVERS", "Solver", "get_solver"]
 
-#: The name of every solver, CVXPY's own but for LANES, and where its class is: ``module:Class``.
+#: The name of every solver, CVXPY's own but for the library's, LANES and DENSE, and where its class
+#: is: ``module:Class``.
 SOLVERS: dict[str, str] = {
     "LANES": "cvxlayers.solvers.lanes:Lanes",
     "CLARABEL": "cvxlayers.solvers.clarabel:Clarabel",
     "SCS": "cvxlayers.solvers.scs:SCS",
     "DIFFCP": "cvxlayers.solvers.diffcp:Diffcp",
+    "DENSE": "cvxlayers.solvers.dense:Dense",
     "MOREAU": "cvxlayers.solvers.moreau:Moreau",
     "CUCLARABEL": "cvxlayers.solvers.cuclarabel:CuClarabel",
 }

@@ -49,6 +49,7 @@ _AFTER_CLARABEL = (
 #: What is tried after each solver. DIFFCP brings a derivative of its own for its own answers.
 CHAIN: dict[str, tuple[Retry, ...]] = {
     "LANES": (Retry("CLARABEL", takes_over=True), *_AFTER_CLARABEL),
+    "DENSE": (Retry("CLARABEL", takes_over=True), *_AFTER_CLARABEL),
     "CLARABEL": _AFTER_CLARABEL,
     "SCS": (Retry("CLARABEL"),),
     "DIFFCP": (),

@@ -1,0 +1,122 @@
+"""The data of a batch: dense, equilibrated, in the order of the cones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from cvxlayers.dense.cones import Product
+from cvxlayers.dense.equilibration import cost_scale, equilibrate, largest, unit_of_data
+from cvxlayers.program import Pattern
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
+
+__all__ = ["Data", "dense_matrix", "dense_symmetric", "prepare", "take"]
+
+# A bound of this size is none. Clarabel leaves such rows out, and so is who gets the instance.
+INFINITE = 1e20
+
+
+def dense_matrix(pattern: Pattern, values: Tensor) -> Tensor:
+    """Matrices of shape (B, rows, columns) from values of shape (B, nnz) on a pattern."""
+    rows, cols = _indices(pattern, values.device)
+    matrix = values.new_zeros((len(values), *pattern.shape))
+    matrix[:, rows, cols] = values
+    return matrix
+
+
+def dense_symmetric(pattern: Pattern, values: Tensor) -> Tensor:
+    """The same from the pattern of an upper triangle."""
+    rows, cols = _indices(pattern, values.device)
+    matrix = values.new_zeros((len(values), *pattern.shape))
+    matrix[:, rows, cols] = values
+    matrix[:, cols, rows] = values
+    return matrix
+
+
+def _indices(pattern: Pattern, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, cols = (
+        torch.as_tensor(index, device=device, dtype=torch.long)
+        for index in (pattern.rows, pattern.cols)
+    )
+    return rows, cols
+
+
+@dataclass
+class Data:
+    """What an iteration reads.
+
+    Attributes
+    ----------
+    P, A : Tensor
+        Shapes (B or 1, n, n) and (B or 1, m, n). P is without the factor c.
+    q, b : Tensor
+        Shapes (B, n) and (B, m), in units of `unit`.
+    d, e : Tensor
+        Shapes (B or 1, n) and (B or 1, m): the equilibration.
+    c, unit, norm_q, norm_b : Tensor
+        Shape (B,): the factor of the cost, the unit of q and b, and the largest entries of q and b
+        in it.
+    """
+
+    P: Tensor
+    q: Tensor
+    A: Tensor
+    b: Tensor
+    d: Tensor
+    e: Tensor
+    c: Tensor
+    unit: Tensor
+    norm_q: Tensor
+    norm_b: Tensor
+
+
+def prepare(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, cones: Product, batch: int
+) -> tuple[Data, Tensor]:
+    """The data of a batch, and which instances are ones to begin with: their data are finite, and
+    their bounds bound. The others' numbers are replaced by zeros.
+
+    Parameters
+    ----------
+    P, q, A, b : Tensor
+        Shapes (B or 1, n, n), (B or 1, n), (B or 1, m, n), (B or 1, m), rows in the program's
+        order.
+    cones : Product
+    batch : int
+        B.
+    """
+    A, b = A[:, cones.order], b[:, cones.order]
+    usable = largest(b) < INFINITE
+    for values in (P, q, A, b):
+        usable = usable & torch.isfinite(values.flatten(1)).all(1)
+    usable = usable.expand(batch)
+    # Looked at on the host: copies of all matrices are not made for nothing.
+    if not bool(usable.all()):
+        P, q, A, b = (_masked(values, usable) for values in (P, q, A, b))
+    P, A, d, e = equilibrate(P, A, cones)
+    q, b = q.expand(batch, -1), b.expand(batch, -1)
+    unit = unit_of_data(q, b)
+    over = 1.0 / unit
+    norm_q, norm_b = largest(q) * over, largest(b) * over
+    q, b = q * d * over[:, None], b * e * over[:, None]
+    c = cost_scale(P, q)
+    return Data(P, c[:, None] * q, A, b, d, e, c, unit, norm_q, norm_b), usable
+
+
+def take(of: T, rows: Tensor) -> T:
+    """The instances `rows` alone of a dataclass of tensors; what the batch shares stays shared."""
+    values = {field.name: getattr(of, field.name) for field in fields(of)}
+    return type(of)(**{name: v if len(v) == 1 else v[rows] for name, v in values.items()})
+
+
+def _masked(values: Tensor, usable: Tensor) -> Tensor:
+    if len(values) == 1:
+        return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.where(usable.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)

@@ -1,0 +1,115 @@
+"""The engine for one structure: batches in pieces, from stored values to answers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cvxlayers.dense.answer import Answer
+from cvxlayers.dense.cones import Product
+from cvxlayers.dense.data import dense_matrix, dense_symmetric, prepare
+from cvxlayers.dense.iteration import Solve, is_over
+from cvxlayers.dense.judgement import Tolerances, outcome
+from cvxlayers.program import ProblemStructure
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Solves batches of programs of one structure, on any device that has float64.
+
+    Parameters
+    ----------
+    structure : ProblemStructure
+    memory : float
+        Bytes that the matrices of the instances under way may take. A larger batch is solved in
+        pieces of equal size.
+
+    Notes
+    -----
+    An instance's answer depends on its own data, and on the others only as far as the rounding of a
+    product of matrices depends on how many are multiplied at once.
+    """
+
+    def __init__(self, structure: ProblemStructure, memory: float = 2.0**30):
+        self.structure, self.memory = structure, memory
+
+    @property
+    def bytes_per_instance(self) -> float:
+        """Roughly what the matrices of one instance take while it is under way."""
+        n, m, zero = self.structure.n, self.structure.m, self.structure.dims.zero
+        psd = sum(k * k for k in self.structure.dims.psd)
+        return 8.0 * (4 * n * n + (4 * m + 3 * psd + 2 * zero) * n + 2 * zero * zero)
+
+    def solve(
+        self,
+        P: Tensor,
+        q: Tensor,
+        A: Tensor,
+        b: Tensor,
+        batch: int,
+        tolerances: tuple[float, float, float] = (1e-8, 1e-8, 1e-8),
+        iterations: int = 200,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Solve every instance.
+
+        Those that have data which are not finite, or a bound of 1e20, end as a numerical error.
+
+        Parameters
+        ----------
+        P, q, A, b : Tensor
+            float64 values as in `ConeProgram`, all on one device: shapes (B or 1, nnz of P),
+            (B or 1, n), (B or 1, nnz of A), (B or 1, m). Matrices that are the same for the whole
+            batch are kept once.
+        batch : int
+            B.
+        tolerances : tuple of float
+            Of the gap, absolute and relative, and of both residuals.
+        iterations : int
+            At most so many.
+        deadline : float, optional
+            A value of `time.monotonic`. What is under way then is stopped.
+        """
+        with torch.no_grad():
+            cones, limits = Product(self.structure.dims, q.device), Tolerances(*tolerances)
+            pieces = []
+            for rows in self._pieces(batch):
+                part = [v if len(v) == 1 else v[rows] for v in (P, q, A, b)]
+                count = rows.stop - rows.start
+                piece = self._solve_piece(part, count, cones, limits, iterations, deadline)
+                pieces.append(piece)
+            names = vars(pieces[0])
+            return Answer(**{name: torch.cat([vars(p)[name] for p in pieces]) for name in names})
+
+    def _pieces(self, batch: int) -> list[slice]:
+        most = max(1, int(self.memory // self.bytes_per_instance))
+        size = -(-batch // -(-max(batch, 1) // most))
+        return [slice(i, min(i + size, batch)) for i in range(0, max(batch, 1), max(size, 1))]
+
+    def _solve_piece(
+        self,
+        values: list[Tensor],
+        batch: int,
+        cones: Product,
+        tolerances: Tolerances,
+        iterations: int,
+        deadline: float | None,
+    ) -> Answer:
+        P, q, A, b = values
+        n, m = self.structure.n, self.structure.m
+        answer = Answer(
+            q.new_full((batch, n), torch.nan),
+            q.new_full((batch, m), torch.nan),
+            q.new_full((batch, m), torch.nan),
+            torch.full((batch,), outcome("stopped"), dtype=torch.int8, device=q.device),
+            torch.zeros(batch, dtype=torch.long, device=q.device),
+        )
+        if batch == 0 or is_over(deadline):
+            return answer
+        matrices = dense_symmetric(self.structure.P, P), dense_matrix(self.structure.A, A)
+        data, usable = prepare(matrices[0], q, matrices[1], b, cones, batch)
+        solve = Solve(data, cones, usable, tolerances, linear=self.structure.P.nnz == 0)
+        solve.run(iterations, deadline, answer)
+        answer.z, answer.s = answer.z[:, cones.back], answer.s[:, cones.back]
+        return answer

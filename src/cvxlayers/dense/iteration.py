@@ -1,0 +1,354 @@
+"""The homogeneous embedding of
+
+    minimize ½ xᵀP x + qᵀx   subject to   A x + s = b,  s ∈ K
+
+by a predictor–corrector interior-point method (Goulart & Chen 2024, arXiv 2405.12762): with
+unknowns (x, z, s, τ, κ) and residuals
+
+    r_x = −P x − Aᵀz − q τ,   r_z = A x + s − b τ,   r_τ = qᵀx + bᵀz + κ + xᵀP x/τ
+
+a step is (dx, dz) = (x₁, z₁) + dτ (x₂, z₂), where K (x₂, z₂) = (−q, b), and
+K (x₁, z₁) = (ρ r_x, shift − ρ r_z), ds = −(H dz + shift), with ρ = 1 − σ, H = WᵀW and
+K = [P Aᵀ; A −H] (`scaled_system`).
+
+All instances of a batch take their steps together. One that has ended keeps its place, without a
+step, until enough of them have.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cvxlayers.dense.answer import Answer
+from cvxlayers.dense.cones import Product, ProductScaling
+from cvxlayers.dense.contradiction import contradiction
+from cvxlayers.dense.data import Data, take
+from cvxlayers.dense.judgement import (
+    RUNNING,
+    Measures,
+    Progress,
+    Tolerances,
+    judge,
+    outcome,
+)
+from cvxlayers.dense.scaled_system import ScaledSystem, columns, times, transposed_times
+
+__all__ = ["Solve", "is_over"]
+
+STEP_FRACTION, LEAST_STEP, SWITCH_STEP = 0.99, 1e-4, 0.1
+# Of refinement in each solve; more where the start is the end, because there is no inequality.
+ROUNDS, ROUNDS_OF_ONE_STEP = 2, 10
+# A factorisation that fails is made again with this many times the regularisation, so many times.
+BOOST, MOST_BOOST = 100.0, 1e8
+# Ended instances leave the batch once no more than this part of it goes on.
+COMPACT = 0.75
+
+
+@dataclass
+class Iterate:
+    """The instances under way, and those among them that have ended."""
+
+    x: Tensor
+    z: Tensor
+    s: Tensor
+    tau: Tensor
+    kappa: Tensor
+    #: Positions in the answer, shape (B,).
+    place: Tensor
+    outcome: Tensor
+    iterations: Tensor
+    #: Which use the dual scaling.
+    dual: Tensor
+    #: Which could not take a step.
+    stuck: Tensor
+    #: By how much more than usual their system is regularised.
+    boost: Tensor
+
+
+@dataclass
+class Residuals:
+    """Of an iterate: P x, r_x, r_z, r_τ, xᵀP x and μ."""
+
+    Px: Tensor
+    rx: Tensor
+    rz: Tensor
+    rt: Tensor
+    xPx: Tensor
+    mu: Tensor
+
+
+@dataclass
+class Step:
+    """A direction."""
+
+    x: Tensor
+    z: Tensor
+    s: Tensor
+    tau: Tensor
+    kappa: Tensor
+
+
+class Solve:
+    """One batch on its way.
+
+    Parameters
+    ----------
+    data : Data
+    cones : Product
+    usable : Tensor of bool
+        Shape (B,): which instances there are to solve.
+    tolerances : Tolerances
+    linear : bool
+        Whether there is no P.
+    """
+
+    def __init__(
+        self, data: Data, cones: Product, usable: Tensor, tolerances: Tolerances, linear: bool
+    ):
+        self.data, self.cones, self.tolerances, self.linear = data, cones, tolerances, linear
+        self.rounds = ROUNDS if cones.degree else ROUNDS_OF_ONE_STEP
+        self.previous: Progress | None = None
+        batch, device = len(usable), usable.device
+        ones, false = data.q.new_ones(batch), torch.zeros_like(usable)
+        unit = cones.unit().expand(batch, -1)
+        self.at = Iterate(
+            torch.zeros_like(data.q),
+            unit,
+            unit,
+            ones,
+            ones,
+            torch.arange(batch, device=device),
+            torch.where(usable, RUNNING, outcome("numerical error")).to(torch.int8),
+            torch.zeros(batch, dtype=torch.long, device=device),
+            false,
+            false,
+            ones,
+        )
+
+    def run(self, iterations: int, deadline: float | None, answer: Answer) -> None:
+        """Iterate until every instance has ended; write what became of them."""
+        if self.cones.symmetric:
+            self._start()
+        if self.cones.zero:
+            self._refute()
+        for iteration in range(iterations + 1):
+            residuals, measures = self._residuals()
+            self._judge(measures, iteration, is_last=iteration == iterations)
+            # The one time in an iteration that the host waits for the device.
+            running = int((self.at.outcome == RUNNING).sum())
+            if not running:
+                break
+            if is_over(deadline):
+                over = self.at.outcome == RUNNING
+                self.at.outcome = torch.where(over, outcome("stopped"), self.at.outcome)
+                break
+            if running <= COMPACT * len(self.at.place):
+                residuals = self._compact(residuals, answer)
+            self._advance(residuals, is_first=iteration == 0)
+        self._write(torch.arange(len(self.at.place), device=self.at.place.device), answer)
+
+    # ---- instances that have ended ----
+
+    def _compact(self, residuals: Residuals, answer: Answer) -> Residuals:
+        running = self.at.outcome == RUNNING
+        self._write(torch.nonzero(~running)[:, 0], answer)
+        kept = torch.nonzero(running)[:, 0]
+        self.at, self.data = take(self.at, kept), take(self.data, kept)
+        if self.previous is not None:
+            self.previous = Progress(*(v[kept] for v in self.previous))
+        return take(residuals, kept)
+
+    def _write(self, rows: Tensor, answer: Answer) -> None:
+        at, data = take(self.at, rows), take(self.data, rows)
+        certificate = at.outcome == outcome("primal infeasible")
+        certificate |= at.outcome == outcome("dual infeasible")
+        over = 1.0 / torch.where(certificate, at.kappa, at.tau)
+        over *= torch.where(certificate, 1.0, data.unit)
+        # What was not begun with has zeros for data.
+        unusable = (at.outcome == outcome("numerical error")) & (at.iterations == 0)
+        over = torch.where(unusable, torch.nan, over)[:, None]
+        answer.x[at.place] = at.x * data.d * over
+        answer.z[at.place] = at.z * data.e * (over / data.c[:, None])
+        answer.s[at.place] = at.s / data.e * over
+        answer.outcome[at.place] = at.outcome
+        answer.iterations[at.place] = at.iterations
+
+    # ---- one iteration ----
+
+    def _start(self) -> None:
+        """(x, s, z) from the solution of the system at H = I, moved into the cones. Without P it
+        takes two systems: (0, b) for x and s, (−q, 0) for z."""
+        at, data = self.at, self.data
+        scaling = self.cones.scale(at.s, at.z, torch.ones_like(at.tau), at.dual)
+        system = self._system(scaling)
+        if self.linear:
+            zero_x, zero_z = torch.zeros_like(data.q), torch.zeros_like(data.b)
+            r1, r2 = columns(zero_x, -data.q), columns(data.b, zero_z)
+        else:
+            r1, r2 = columns(-data.q), columns(data.b)
+        x, z = system.solve(r1, r2, self.rounds)
+        s = -z[..., 0]
+        s[:, : self.cones.zero] = 0.0
+        at.x, at.s = x[..., 0], self.cones.move_inside(s)
+        at.z = self.cones.move_inside(z[..., -1])
+        # An instance whose system fails has the middle of the cones to begin with.
+        known = system.is_factored & torch.isfinite(x).all((1, 2)) & torch.isfinite(z).all((1, 2))
+        unit = self.cones.unit()
+        at.x = torch.where(known[:, None], at.x, 0.0)
+        at.s = torch.where(known[:, None], at.s, unit)
+        at.z = torch.where(known[:, None], at.z, unit)
+
+    def _refute(self) -> None:
+        """End the instances whose equalities contradict each other."""
+        at, zero = self.at, self.cones.zero
+        z, refuted = contradiction(self.data.A[:, :zero], self.data.b[:, :zero], self.data.d)
+        refuted &= at.outcome == RUNNING
+        certificate = torch.cat([z, torch.zeros_like(at.z[:, zero:])], dim=1)
+        at.z = torch.where(refuted[:, None], certificate, at.z)
+        at.outcome = torch.where(refuted, outcome("primal infeasible"), at.outcome).to(torch.int8)
+
+    def _residuals(self) -> tuple[Residuals, Measures]:
+        at, data = self.at, self.data
+        tau, x, z = at.tau[:, None], columns(at.x), columns(at.z)
+        Px = data.c[:, None] * times(data.P, x)[..., 0]
+        Az = transposed_times(data.A, z)[..., 0]
+        Axs = times(data.A, x)[..., 0] + at.s
+        rx, rz = -Az - Px - tau * data.q, Axs - tau * data.b
+        qx, bz, xPx = (data.q * at.x).sum(1), (data.b * at.z).sum(1), (Px * at.x).sum(1)
+        mu = ((at.s * at.z).sum(1) + at.tau * at.kappa) / (self.cones.degree + 1)
+        norm = torch.linalg.vector_norm
+        measures = Measures(
+            at.tau,
+            at.kappa,
+            data.c,
+            data.norm_q,
+            data.norm_b,
+            qx,
+            bz,
+            xPx,
+            norm(at.x * data.d, dim=1),
+            norm(at.z * data.e, dim=1),
+            norm(at.s / data.e, dim=1),
+            norm(rx / data.d, dim=1),
+            norm(rz / data.e, dim=1),
+            norm(Az / data.d, dim=1),
+            norm(Axs / data.e, dim=1),
+            norm(Px / data.d, dim=1),
+        )
+        return Residuals(Px, rx, rz, qx + bz + at.kappa + xPx / at.tau, xPx, mu), measures
+
+    def _judge(self, measures: Measures, iteration: int, is_last: bool) -> None:
+        at = self.at
+        before = self.previous if iteration > 1 else None
+        verdict, self.previous = judge(measures, before, at.stuck, self.tolerances, is_last)
+        running = at.outcome == RUNNING
+        at.outcome = torch.where(running, verdict, at.outcome)
+        at.iterations = torch.where(running, iteration, at.iterations)
+
+    def _system(self, scaling: ProductScaling) -> ScaledSystem:
+        G = scaling.inverse_transposed(self.data.A)
+        return ScaledSystem(self.data.P, self.data.c, G, self.cones.zero, self.at.boost)
+
+    def _advance(self, r: Residuals, is_first: bool) -> None:
+        """The predictor and the corrector, and the step."""
+        at, data = self.at, self.data
+        scaling = self.cones.scale(at.s, at.z, r.mu, at.dual)
+        system = self._system(scaling)
+        scaled = scaling.inverse_transposed(columns(data.b, r.rz))
+        scaled_b, scaled_rz = scaled.unbind(-1)
+        shift = scaling.affine_shift()
+        x, z = system.solve(
+            columns(-data.q, r.rx), columns(scaled_b, shift - scaled_rz), self.rounds
+        )
+        constant = x[..., 0], z[..., 0]
+
+        def step(one: tuple[Tensor, Tensor], shift: Tensor, damp: Tensor, of_kappa: Tensor) -> Step:
+            return self._step(scaling, r, constant, one, shift, damp, of_kappa)
+
+        whole = torch.ones_like(r.mu)
+        affine = step((x[..., 1], z[..., 1]), shift, whole, at.tau * at.kappa)
+        reach = self._step_length(scaling, affine)
+        sigma = (1.0 - reach) ** 3
+        damp, sigma_mu = 1.0 - sigma, sigma * r.mu
+        # Of the first iteration the second-order correction is weighed by the step.
+        second = reach if is_first else whole
+        shift = scaling.combined_shift(affine.s, affine.z, sigma_mu, second)
+        of_kappa = second * affine.tau * affine.kappa + at.tau * at.kappa - sigma_mu
+        x, z = system.solve(
+            columns(damp[:, None] * r.rx), columns(shift - damp[:, None] * scaled_rz), self.rounds
+        )
+        combined = step((x[..., 0], z[..., 0]), shift, damp, of_kappa)
+        self._move(combined, STEP_FRACTION * self._step_length(scaling, combined), system)
+
+    def _step(
+        self,
+        scaling: ProductScaling,
+        r: Residuals,
+        constant: tuple[Tensor, Tensor],
+        one: tuple[Tensor, Tensor],
+        shift: Tensor,
+        damp: Tensor,
+        of_kappa: Tensor,
+    ) -> Step:
+        """(dx, dz, ds, dτ, dκ) from (x₁, ẑ₁) and (x₂, ẑ₂), with ξ = x/τ and
+
+        dτ = (ρ r_τ − ρ_κ/τ + qᵀx₁ + bᵀz₁ + 2 ξᵀP x₁)
+             / (κ/τ − qᵀx₂ − bᵀz₂ + ξᵀP ξ − 2 ξᵀP x₂).
+        """
+        at, data = self.at, self.data
+        over = 1.0 / at.tau
+        (x1, z1_hat), (x2, z2_hat) = one, constant
+        z1, z2 = scaling.inverse(z1_hat), scaling.inverse(z2_hat)
+        slope = data.q + 2.0 * over[:, None] * r.Px
+        above = damp * r.rt - of_kappa * over + (slope * x1).sum(1)
+        above += (data.b * z1).sum(1)
+        twice = (slope * x2).sum(1)
+        below = at.kappa * over - twice - (data.b * z2).sum(1) + over * over * r.xPx
+        dtau = above / below
+        along = dtau[:, None]
+        dx, dz = x1 + along * x2, z1 + along * z2
+        primal = along * data.b - damp[:, None] * r.rz - times(data.A, columns(dx))[..., 0]
+        ds = scaling.slack_step(primal, z1_hat + along * z2_hat + shift)
+        return Step(dx, dz, ds, dtau, -(of_kappa + at.kappa * dtau) * over)
+
+    def _step_length(self, scaling: ProductScaling, step: Step) -> Tensor:
+        """Shape (B,): how far the step may go, at most one; 0 where it is not finite."""
+        at, one = self.at, torch.ones_like(step.tau)
+        longest = torch.where(step.tau < 0.0, -at.tau / step.tau, one)
+        other = torch.where(step.kappa < 0.0, -at.kappa / step.kappa, one)
+        longest = torch.minimum(torch.minimum(longest, other), one)
+        longest = scaling.longest_step(step.s, step.z, longest)
+        total = step.tau + step.kappa + step.x.sum(1) + step.z.sum(1) + step.s.sum(1)
+        return torch.where(torch.isfinite(total) & (longest > 0.0), longest, 0.0)
+
+    def _move(self, step: Step, alpha: Tensor, system: ScaledSystem) -> None:
+        at = self.at
+        running = at.outcome == RUNNING
+        again = running & ~system.is_factored & (at.boost < MOST_BOOST)
+        at.boost = torch.where(again, BOOST * at.boost, at.boost)
+        takes = running & ~again
+        if not self.cones.symmetric:
+            # Where the primal–dual scaling leads to short steps, the dual one takes over.
+            switched = takes & ~at.dual & (alpha < SWITCH_STEP)
+            at.dual = at.dual | switched
+            takes = takes & ~switched
+        at.stuck = takes & ~(alpha > LEAST_STEP)
+        moves = takes & (alpha > 0.0)
+        alpha = torch.where(moves, alpha, 0.0)
+
+        def moved(value: Tensor, change: Tensor) -> Tensor:
+            shaped = alpha if value.ndim == 1 else alpha[:, None]
+            mask = moves if value.ndim == 1 else moves[:, None]
+            return torch.where(mask, value + shaped * change, value)
+
+        at.x, at.z, at.s = moved(at.x, step.x), moved(at.z, step.z), moved(at.s, step.s)
+        at.tau, at.kappa = moved(at.tau, step.tau), moved(at.kappa, step.kappa)
+
+
+def is_over(deadline: float | None) -> bool:
+    """Whether a value of `time.monotonic` has passed."""
+    return deadline is not None and time.monotonic() >= deadline
