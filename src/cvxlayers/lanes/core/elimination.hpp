@@ -24,6 +24,7 @@ class Elimination {
   explicit Elimination(const Structure& structure)
       : s_(structure), over_h_(structure.bounds.size()), over_a_(structure.pivots.size()) {
     for (auto& right : right_) right.resize(structure.n);
+    for (auto& rest : rest_) rest.resize(structure.pivots.size());
   }
 
   // The values of K from now on, to which `regularisation` is added in the rows of bounds. P and A
@@ -60,16 +61,23 @@ class Elimination {
         sum = fma(factor, right[q][s_.n + bound.row], sum);
       }
     }
-    for (int k = 0; k < s_.L.lines(); k += s_.L_alike[k]) {
-      with_alike(s_.L_alike[k], [&](auto alike) __attribute__((always_inline)) {
-        eliminate_lines<alike.value, R>(k, right);
+    for (std::size_t k = 0; k < s_.pivots.size(); ++k) {
+      const Pivot& pivot = s_.pivots[k];
+      const V over = over_a_[k], weight = p_of(pivot) * over;
+      for (int q = 0; q < R; ++q) {
+        rest_[q][k] = over * fnma(weight, right[q][s_.n + pivot.row], right[q][pivot.variable]);
+      }
+    }
+    for (int j = 0; j < s_.n; j += s_.L_alike[j]) {
+      with_alike(s_.L_alike[j], [&](auto alike) __attribute__((always_inline)) {
+        eliminate_columns<alike.value, R>(j);
       });
     }
   }
 
   // y = (r_E − L u)/a, v = (r_y − p y)/a; of bounds, v = (a u − r)/h.
   template <int R>
-  void substitute(const V* const (&right)[R], V* const (&left)[R]) const {
+  void substitute(const V* const (&right)[R], V* const (&left)[R]) {
     for (std::size_t k = 0; k < s_.bounds.size(); ++k) {
       const Bound& bound = s_.bounds[k];
       const int i = s_.n + bound.row;
@@ -78,71 +86,73 @@ class Elimination {
         left[q][i] = fma(a, left[q][bound.variable], -right[q][i]) * over_h_[k];
       }
     }
-    for (int k = 0; k < s_.L.lines(); k += s_.L_alike[k]) {
-      with_alike(s_.L_alike[k], [&](auto alike) __attribute__((always_inline)) {
-        substitute_lines<alike.value, R>(k, right, left);
+    for (std::size_t k = 0; k < s_.pivots.size(); ++k) {
+      for (int q = 0; q < R; ++q) rest_[q][k] = right[q][s_.n + s_.pivots[k].row];
+    }
+    for (int j = 0; j < s_.n; j += s_.L_alike[j]) {
+      with_alike(s_.L_alike[j], [&](auto alike) __attribute__((always_inline)) {
+        substitute_columns<alike.value, R>(j, left);
       });
+    }
+    for (std::size_t k = 0; k < s_.pivots.size(); ++k) {
+      const Pivot& pivot = s_.pivots[k];
+      for (int q = 0; q < R; ++q) {
+        const V y = rest_[q][k] * over_a_[k];
+        left[q][pivot.variable] = y;
+        left[q][s_.n + pivot.row] = fnma(p_of(pivot), y, right[q][pivot.variable]) * over_a_[k];
+      }
     }
   }
 
  private:
   V p_of(const Pivot& pivot) const { return pivot.p < 0 ? V(0.0) : P_[pivot.p]; }
 
-  // The part of G pivots whose rows L have the same columns, from number k on.
+  // top −= Lᵀ rest for G columns of L with the same rows, from the column j on.
   template <int G, int R>
-  void eliminate_lines(int k, const V* const (&right)[R]) {
-    V t[R][G];
-    for (int g = 0; g < G; ++g) {
-      const Pivot& pivot = s_.pivots[k + g];
-      const V over = over_a_[k + g], weight = p_of(pivot) * over;
-      for (int q = 0; q < R; ++q) {
-        t[q][g] = over * fnma(weight, right[q][s_.n + pivot.row], right[q][pivot.variable]);
-      }
+  void eliminate_columns(int j) {
+    const int length = s_.L.start[j + 1] - s_.L.start[j], first = s_.L.start[j];
+    V sum[R][G];
+    for (int q = 0; q < R; ++q) {
+      for (int g = 0; g < G; ++g) sum[q][g] = right_[q][j + g];
     }
-    const int length = s_.L.start[k + 1] - s_.L.start[k], first = s_.L.start[k];
     for (int p = 0; p < length; ++p) {
-      const int j = s_.L.index[first + p];
-      V value[G];
-#pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) value[g] = A_[s_.L.value[first + g * length + p]];
-#pragma GCC unroll 2
-      for (int q = 0; q < R; ++q) {
-        V sum = right_[q][j];
-#pragma GCC unroll 8
-        for (int g = 0; g < G; ++g) sum = fnma(value[g], t[q][g], sum);
-        right_[q][j] = sum;
-      }
-    }
-  }
-
-  template <int G, int R>
-  void substitute_lines(int k, const V* const (&right)[R], V* const (&left)[R]) const {
-    V rest[R][G];
-    for (int g = 0; g < G; ++g) {
-      for (int q = 0; q < R; ++q) rest[q][g] = right[q][s_.n + s_.pivots[k + g].row];
-    }
-    const int length = s_.L.start[k + 1] - s_.L.start[k], first = s_.L.start[k];
-    for (int p = 0; p < length; ++p) {
-      const int j = s_.L.index[first + p];
+      const int k = s_.L.index[first + p];
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) {
         const V value = A_[s_.L.value[first + g * length + p]];
 #pragma GCC unroll 2
-        for (int q = 0; q < R; ++q) rest[q][g] = fnma(value, left[q][j], rest[q][g]);
+        for (int q = 0; q < R; ++q) sum[q][g] = fnma(value, rest_[q][k], sum[q][g]);
       }
     }
-    for (int g = 0; g < G; ++g) {
-      const Pivot& pivot = s_.pivots[k + g];
-      for (int q = 0; q < R; ++q) {
-        const V y = rest[q][g] * over_a_[k + g];
-        left[q][pivot.variable] = y;
-        left[q][s_.n + pivot.row] = fnma(p_of(pivot), y, right[q][pivot.variable]) * over_a_[k + g];
+    for (int q = 0; q < R; ++q) {
+      for (int g = 0; g < G; ++g) right_[q][j + g] = sum[q][g];
+    }
+  }
+
+  // rest −= L u for these columns.
+  template <int G, int R>
+  void substitute_columns(int j, V* const (&left)[R]) {
+    const int length = s_.L.start[j + 1] - s_.L.start[j], first = s_.L.start[j];
+    V u[R][G];
+    for (int q = 0; q < R; ++q) {
+      for (int g = 0; g < G; ++g) u[q][g] = left[q][j + g];
+    }
+    for (int p = 0; p < length; ++p) {
+      const int k = s_.L.index[first + p];
+      V sum[R];
+      for (int q = 0; q < R; ++q) sum[q] = rest_[q][k];
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) {
+        const V value = A_[s_.L.value[first + g * length + p]];
+#pragma GCC unroll 2
+        for (int q = 0; q < R; ++q) sum[q] = fnma(value, u[q][g], sum[q]);
       }
+      for (int q = 0; q < R; ++q) rest_[q][k] = sum[q];
     }
   }
 
   const Structure& s_;
-  std::vector<V> over_h_, right_[2];
+  std::vector<V> over_h_, right_[2], rest_[2];
   std::vector<T> over_a_;
   const V* P_ = nullptr;
   const T* A_ = nullptr;

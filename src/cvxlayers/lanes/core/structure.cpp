@@ -126,16 +126,18 @@ Structure::Structure(int n, int m, int zero, int nonneg, std::vector<Block> cone
   h_size = nonneg;
 
   std::vector<char> gone(n + m, 0);
-  L.start.push_back(0);
-  for (const Pivot& pivot : pivots) {
+  std::vector<std::pair<int, int>> of_L;
+  std::vector<int> values_of_L;
+  for (std::size_t k = 0; k < pivots.size(); ++k) {
+    const Pivot& pivot = pivots[k];
     gone[pivot.variable] = gone[n + pivot.row] = 1;
     for (int p = A_rows.start[pivot.row]; p < A_rows.start[pivot.row + 1]; ++p) {
       if (A_rows.value[p] == pivot.a) continue;
-      L.index.push_back(A_rows.index[p]);
-      L.value.push_back(A_rows.value[p]);
+      of_L.emplace_back(A_rows.index[p], static_cast<int>(k));
+      values_of_L.push_back(A_rows.value[p]);
     }
-    L.start.push_back(static_cast<int>(L.index.size()));
   }
+  L = gathered(n, of_L, values_of_L);
   L_alike = find_alike(L.index, L.start, lengths(L));
   for (int k = 0; k < nonneg; ++k) {
     const int row = zero + k, p = A_rows.start[row];

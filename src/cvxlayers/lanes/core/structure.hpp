@@ -94,7 +94,7 @@ struct Structure {
   std::vector<Pivot> pivots;
   std::vector<Bound> bounds;
   Columns A_columns;
-  Pattern L;                              // of the pivots' rows, without a
+  Pattern L;                              // of the pivots' rows without a, by columns; by pivot number
   std::vector<int> L_alike;               // as in `Columns`
   std::vector<std::pair<int, int>> M;     // entries that the elimination adds to P
   std::vector<Product> products;          // that M is summed from; empty where it is given
