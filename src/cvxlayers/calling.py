@@ -263,6 +263,8 @@ class Layout:
             Where a piece belongs, and the piece of every array.
         """
         mapped, own = self.mapped, self.mapped_shape
+        if not mapped:
+            return own, iter([((), [list(group) for group in arrays])])
         present = [a for group in arrays for a in group if a is not None]
         full = broadcast(own, *(a.shape[:mapped] for a in present))
         extra = [k for k in range(mapped) if full[k] != own[k]]

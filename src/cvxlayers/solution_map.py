@@ -95,6 +95,7 @@ class SolutionMap:
         self.geometry = Geometry(structure, self._memory)
         self.settings = settings
         self._options = self._chosen(settings.solver_args)
+        self._polished = {p: replace(self._options, polish=p) for p in (False, True)}
         # What does not belong to this solver has been warned of once, and is left out from now on.
         own = self._options.kind.options | set(COMMON_OPTIONS)
         args = {k: v for k, v in (settings.solver_args or {}).items() if k in own}
@@ -157,7 +158,9 @@ class SolutionMap:
         if solver_args is not None:
             options = self._chosen(self.settings.solver_args, solver_args)
         if options.polish is None:
-            options = replace(options, polish=differentiable if polished is None else polished)
+            polish = differentiable if polished is None else polished
+            plain = options is self._options
+            options = self._polished[polish] if plain else replace(options, polish=polish)
         deadline = options.deadline()
         batch = math.prod(batch_shape)
         pieces = self._pieces(theta, batch, differentiable or bool(options.polish))

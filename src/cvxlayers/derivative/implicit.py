@@ -230,7 +230,10 @@ def contract(
     P, A = structure.P, structure.A
     dq = -_maybe_sum(u[:, wanted.q], "q" in shared)
     db = _maybe_sum(v[:, wanted.b], "b" in shared)
-    if geometry.engine is not None and wanted.A.size + wanted.P.size:
+    if not wanted.A.size + wanted.P.size:
+        dP, dA = (np.zeros((1 if name in shared else len(u), 0)) for name in "PA")
+        return ProgramTangent(dP, dq, dA, db)
+    if geometry.engine is not None:
         of_P, of_A = _outers_of(structure, geometry.engine, wanted)
         dA = of_A(z, u, v, x, "A" in shared)
         return ProgramTangent(of_P(u, x, x, u, "P" in shared), dq, dA, db)
