@@ -37,17 +37,17 @@ PAIRS: dict[str, Callable[[Case, Direction, Direction], float]] = {}
 
 
 @cache
-def _numpy_layer(case: Case, solver: str | None = None) -> cvxlayers.numpy.CvxpyLayer:
+def _numpy_layer(case: Case) -> cvxlayers.numpy.CvxpyLayer:
     problem, parameters, variables = case.build()
-    return cvxlayers.numpy.CvxpyLayer(problem, parameters, variables, gp=case.gp, solver=solver)
+    return cvxlayers.numpy.CvxpyLayer(problem, parameters, variables, gp=case.gp)
 
 
 def _weighted(case: Case, outputs: Sequence[Array]) -> float:
     return sum(float((c * y).sum()) for c, y in zip(weights(case), outputs, strict=True))
 
 
-def _numpy_vjp(case: Case, solver: str | None = None) -> list[Array]:
-    _, pullback = _numpy_layer(case, solver).vjp(*case.values())
+def _numpy_vjp(case: Case) -> list[Array]:
+    _, pullback = _numpy_layer(case).vjp(*case.values())
     return list(pullback(*weights(case)))
 
 
@@ -64,7 +64,6 @@ def _numpy_jvp2(case: Case, first: Direction, second: Direction) -> float:
 
 
 GRADIENTS["numpy: vjp"] = _numpy_vjp
-GRADIENTS["numpy, DENSE: vjp"] = lambda case: _numpy_vjp(case, "DENSE")
 DERIVATIVES["numpy: jvp"] = _numpy_jvp
 PRODUCTS["numpy: hvp"] = _numpy_hvp
 PAIRS["numpy: jvp2"] = _numpy_jvp2
