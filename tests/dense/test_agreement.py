@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from cvxlayers.solvers.clarabel import Clarabel
 from cvxlayers.solvers.dense import Dense
-from lanes.programs import FAMILIES, KINDS, draw
-from solvers.agreement import VERDICTS, WEAK, Tally, examine
+from lanes.programs import FAMILIES, KINDS
+from solvers.agreement import Tally, examine, iterations_over_clarabel, share_left
 
 # Of a family, what the engine may leave to Clarabel; for the WEAK kinds there is no limit.
 LEFT = 0.03
@@ -37,25 +35,9 @@ def test_agreement_at_length(family: str, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_little_is_left_to_clarabel(family: str) -> None:
-    count = left = 0
-    for kind in KINDS:
-        if kind in WEAK:
-            continue
-        for seed in range(3):
-            program, _ = draw(family, kind, seed, 8)
-            status = Dense(program.structure).solve(program, {}).status
-            count, left = count + 8, left + int((~np.isin(status, VERDICTS)).sum())
-    assert left <= LEFT * count
+    assert share_left(Dense, family) <= LEFT
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_many_iterations_as_clarabel(family: str) -> None:
-    own = theirs = 0
-    for seed in range(4):
-        program, _ = draw(family, "feasible", seed, 8)
-        found = Dense(program.structure).solve(program, {})
-        clarabel = Clarabel(program.structure).solve(program, {})
-        both = found.solved & clarabel.solved
-        own += int(found.iterations[both].sum())
-        theirs += int(clarabel.iterations[both].sum())
-    assert 0 < own <= 1.15 * theirs
+    assert 0.0 < iterations_over_clarabel(Dense, family) <= 1.15

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from cvxlayers.lanes import load
-from cvxlayers.solvers.clarabel import Clarabel
 from cvxlayers.solvers.lanes import Lanes
-from solvers.agreement import VERDICTS, WEAK, Tally, examine
+from solvers.agreement import Tally, examine, iterations_over_clarabel, share_left
 
-from .programs import FAMILIES, KINDS, draw
+from .programs import FAMILIES, KINDS
 
 module = load()
 pytestmark = pytest.mark.skipif(module is None, reason="not compiled")
 
-# Of a family, what the engine may leave to Clarabel; for the WEAK kinds there is no limit. Of 1,056
-# second-order cone programs it is 2.9 %, and 3.1 % where nothing is fused.
-LEFT = 0.05
+# Of a family, what the engine may leave to Clarabel; for the WEAK kinds there is no limit. Where
+# nothing is fused it is a little more: of 1,056 second-order cone programs 3.1 % in place of 2.9.
+LEFT = 0.035 if getattr(module, "__name__", "").endswith("_baseline") else 0.03
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,25 +40,9 @@ def test_agreement_at_length(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_little_is_left_to_clarabel(family: str) -> None:
-    count = left = 0
-    for kind in KINDS:
-        if kind in WEAK:
-            continue
-        for seed in range(3):
-            program, _ = draw(family, kind, seed, 8)
-            status = Lanes(program.structure).solve(program, {}).status
-            count, left = count + 8, left + int((~np.isin(status, VERDICTS)).sum())
-    assert left <= LEFT * count
+    assert share_left(Lanes, family) <= LEFT
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_many_iterations_as_clarabel(family: str) -> None:
-    own = theirs = 0
-    for seed in range(4):
-        program, _ = draw(family, "feasible", seed, 8)
-        found = Lanes(program.structure).solve(program, {})
-        clarabel = Clarabel(program.structure).solve(program, {})
-        both = found.solved & clarabel.solved
-        own += int(found.iterations[both].sum())
-        theirs += int(clarabel.iterations[both].sum())
-    assert 0 < own <= 1.15 * theirs
+    assert 0.0 < iterations_over_clarabel(Lanes, family) <= 1.15

@@ -16,7 +16,7 @@ from cvxlayers.solvers.clarabel import Clarabel
 from cvxlayers.solvers.interior_point import InteriorPoint
 from cvxlayers.solvers.retries import take_over
 from cvxlayers.status import Status
-from lanes.programs import draw
+from lanes.programs import KINDS, draw
 from solvers.random_programs import dense_data, kkt_residual, outside
 
 Array = np.ndarray
@@ -98,3 +98,27 @@ def examine(
             error = certificate_error(program, i, raw.status[i], raw.x[i], raw.z[i], raw.s[i])
             if not error < (1e-5 if kind in WEAK else 1e-6):
                 tally.wrong.append(f"{message}; certificate error {error:.1e}")
+
+
+def share_left(solver: type[InteriorPoint], family: str) -> float:
+    """Of a family, and all kinds but the WEAK ones, what ends without a verdict."""
+    status = [
+        solver(program.structure).solve(program, {}).status
+        for kind in KINDS
+        if kind not in WEAK
+        for program, _ in (draw(family, kind, seed, 8) for seed in range(3))
+    ]
+    return float((~np.isin(status, VERDICTS)).mean())
+
+
+def iterations_over_clarabel(solver: type[InteriorPoint], family: str) -> float:
+    """Of feasible programs that both solve, all iterations over all of Clarabel's."""
+    own = theirs = 0
+    for seed in range(4):
+        program, _ = draw(family, "feasible", seed, 8)
+        found = solver(program.structure).solve(program, {})
+        clarabel = Clarabel(program.structure).solve(program, {})
+        both = found.solved & clarabel.solved
+        own += int(found.iterations[both].sum())
+        theirs += int(clarabel.iterations[both].sum())
+    return own / theirs

@@ -83,8 +83,7 @@ class CuClarabel(Solver):
 
     name = "CUCLARABEL"
     cones = CONES - {"psd"}
-    tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
-    iteration_limit = "max_iter"
+    tolerances, iteration_limit = Clarabel.tolerances, Clarabel.iteration_limit
     # Clarabel.jl has no presolve on a device, and other names for its linear solvers there.
     options = Clarabel.options - {
         "max_threads",
