@@ -22,7 +22,7 @@ from cvxlayers.program import ConeDims, ConeProgram, Pattern, ProblemStructure
 from cvxlayers.solvers.dense import Dense
 from cvxlayers.solvers.retries import take_over
 from solvers.random_programs import CONES, interior_points, pattern, random_program
-from solvers.toys import program_of, scalar_batch
+from solvers.toys import ONE_VARIABLE, program_of, scalar_batch
 
 Array = np.ndarray
 VALUE_BOUND, GRADIENT_BOUND = 1e-7, 1e-5
@@ -114,18 +114,7 @@ def test_no_constraints(batch: int) -> None:
     np.testing.assert_allclose(found.x, np.tile(-np.linalg.solve(F @ F.T, q), (batch, 1)), 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("dims", "A", "b", "x"),
-    [
-        (ConeDims(zero=1), [[2.0]], [3.0], 1.5),
-        (ConeDims(nonneg=1), [[-1.0]], [-2.0], 2.0),
-        (ConeDims(soc=(1,)), [[-1.0]], [-2.0], 2.0),
-        (ConeDims(psd=(1,)), [[-1.0]], [-2.0], 2.0),
-        (ConeDims(soc=(2,)), [[-1.0], [0.0]], [0.0, -2.0], 2.0),
-        (ConeDims(exp=1), [[0.0], [0.0], [-1.0]], [1.0, 1.0, 0.0], np.e),
-        (ConeDims(pow=(0.5,)), [[-1.0], [0.0], [0.0]], [0.0, 1.0, 2.0], 4.0),
-    ],
-)
+@pytest.mark.parametrize(("dims", "A", "b", "x"), ONE_VARIABLE)
 def test_one_variable(dims: ConeDims, A: list[list[float]], b: list[float], x: float) -> None:
     """min x, bounded from below by one constraint of every kind."""
     for P in (0.0, 1.0):

@@ -23,7 +23,7 @@ from cvxlayers.solvers.lanes import Lanes
 from cvxlayers.solvers.retries import take_over
 from cvxlayers.torch import CvxpyLayer
 from solvers.random_programs import CONES, interior_points, kkt_residual, random_program
-from solvers.toys import program_of, scalar_batch
+from solvers.toys import ONE_VARIABLE, program_of, scalar_batch
 
 module = load()
 pytestmark = pytest.mark.skipif(module is None, reason="not compiled")
@@ -290,18 +290,7 @@ def test_equalities_alone(batch: int) -> None:
     np.testing.assert_allclose(solution.z[-1], expected[4:], atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("dims", "A", "b", "x"),
-    [
-        (ConeDims(zero=1), [[2.0]], [3.0], 1.5),
-        (ConeDims(nonneg=1), [[-1.0]], [-2.0], 2.0),
-        (ConeDims(soc=(1,)), [[-1.0]], [-2.0], 2.0),
-        (ConeDims(psd=(1,)), [[-1.0]], [-2.0], 2.0),
-        (ConeDims(soc=(2,)), [[-1.0], [0.0]], [0.0, -2.0], 2.0),
-        (ConeDims(exp=1), [[0.0], [0.0], [-1.0]], [1.0, 1.0, 0.0], np.e),
-        (ConeDims(pow=(0.5,)), [[-1.0], [0.0], [0.0]], [0.0, 1.0, 2.0], 4.0),
-    ],
-)
+@pytest.mark.parametrize(("dims", "A", "b", "x"), ONE_VARIABLE)
 def test_one_variable(dims: ConeDims, A: list[list[float]], b: list[float], x: float) -> None:
     """min x, bounded from below by one constraint of every kind."""
     for P in (0.0, 1.0):

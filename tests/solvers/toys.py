@@ -35,3 +35,15 @@ def program_of(A: list[list[float]], dims: ConeDims, batch: int = 1) -> ConeProg
     values = np.tile(dense.T.ravel(), (batch, 1))
     q, b = np.zeros((batch, n)), np.zeros((batch, m))
     return ConeProgram(structure, np.zeros((batch, 0)), q, values, b, batch)
+
+
+#: min x, or ½ x² + x, over one constraint A x + s = b of every kind: dims, A, b and the solution.
+ONE_VARIABLE = [
+    (ConeDims(zero=1), [[2.0]], [3.0], 1.5),
+    (ConeDims(nonneg=1), [[-1.0]], [-2.0], 2.0),
+    (ConeDims(soc=(1,)), [[-1.0]], [-2.0], 2.0),
+    (ConeDims(psd=(1,)), [[-1.0]], [-2.0], 2.0),
+    (ConeDims(soc=(2,)), [[-1.0], [0.0]], [0.0, -2.0], 2.0),
+    (ConeDims(exp=1), [[0.0], [0.0], [-1.0]], [1.0, 1.0, 0.0], np.e),
+    (ConeDims(pow=(0.5,)), [[-1.0], [0.0], [0.0]], [0.0, 1.0, 2.0], 4.0),
+]
