@@ -4,20 +4,21 @@
 
 θ comes in parts (one for each parameter), each of which is batched or shared by the batch. A
 shared part meets the matrix once, whatever the batch size, and its gradient is summed over the
-batch before the transposed matrix is applied.
+batch before the transposed matrix is applied. They are arrays of NumPy or PyTorch (see `arrays`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-__all__ = ["AffineMap"]
+from cvxlayers.arrays import Array, held, held_matrix, is_host, namespace, repeated, zeros
 
-Array = NDArray[np.float64]
+__all__ = ["AffineMap"]
 
 
 class AffineMap:
@@ -73,13 +74,14 @@ class AffineMap:
 
     def apply(self, parts: Sequence[Array]) -> Array:
         """y for parts of shape (B or 1, p_i): shape (B, r), or (1, r) when all are shared."""
+        offset = held(self.offset, parts[0]) if parts else self.offset
         if not self.depends_on:
-            return self.offset[None, :]
+            return offset[None, :]
         varying = self.linear(parts)
         if self.covers_all:
-            return varying + self.offset if self._has_offset else varying
-        y = np.repeat(self.offset[None, :], len(varying), axis=0)
-        y[:, self.rows] += varying
+            return varying + offset if self._has_offset else varying
+        y = repeated(offset[None, :], len(varying))
+        y[:, held(self.rows, y)] += varying
         return y
 
     def linear(self, parts: Sequence[Array]) -> Array:
@@ -87,7 +89,7 @@ class AffineMap:
         shared, batched = self._split(parts)
         if not batched:
             if not shared:
-                return np.zeros((1, 0))
+                return zeros((1, 0), parts[0] if parts else self.offset)
             return self._linear(shared).apply(_stack(parts, shared))
         y = self._linear(batched).apply(_stack(parts, batched))
         return y + self._linear(shared).apply(_stack(parts, shared)) if shared else y
@@ -102,7 +104,8 @@ class AffineMap:
         if batched:
             self._scatter(batched, dy, gradients)
         if shared:
-            self._scatter(shared, dy if len(dy) == 1 else dy.sum(0, keepdims=True), gradients)
+            total = dy if len(dy) == 1 else namespace(dy).sum(dy, axis=0, keepdims=True)
+            self._scatter(shared, total, gradients)
         return gradients
 
     def _scatter(self, which: tuple[int, ...], dy: Array, gradients: dict[int, Array]) -> None:
@@ -147,32 +150,41 @@ class _Linear:
 
     def apply(self, theta: Array) -> Array:
         if not self.is_gather:
-            if len(theta) == 1:
-                return (self.matrix @ theta[0])[None, :]
-            return np.ascontiguousarray((self.matrix @ theta.T).T)
-        values = theta[:, self.source]
+            return _product(self.matrix, theta)
+        values = theta[:, held(self.source, theta)]
         if self.factor is not None:
-            values *= self.factor
+            values *= held(self.factor, theta)
         if self.covers_all:
             return values
-        y = np.zeros((len(theta), self.matrix.shape[0]))
-        y[:, self.rows] = values
+        y = zeros((len(theta), self.matrix.shape[0]), theta)
+        y[:, held(self.rows, theta)] = values
         return y
 
     def adjoint(self, dy: Array) -> Array:
         if not (self.is_gather and self.is_injective):
-            if len(dy) == 1:
-                return (self.matrix.T @ dy[0])[None, :]
-            return np.ascontiguousarray((self.matrix.T @ dy.T).T)
-        values = dy if self.covers_all else dy[:, self.rows]
+            return _product(self._transposed, dy)
+        values = dy if self.covers_all else dy[:, held(self.rows, dy)]
         if self.factor is not None:
-            values = values * self.factor
-        dtheta = np.zeros((len(dy), self.matrix.shape[1]))
-        dtheta[:, self.source] = values
+            values = values * held(self.factor, dy)
+        dtheta = zeros((len(dy), self.matrix.shape[1]), dy)
+        dtheta[:, held(self.source, dy)] = values
         return dtheta
+
+    @cached_property
+    def _transposed(self) -> sp.csr_array:
+        return sp.csr_array(self.matrix.T)
+
+
+def _product(matrix: sp.csr_array, rows: Array) -> Array:
+    """M v for every row v of an array."""
+    if not is_host(rows):
+        return (held_matrix(matrix, rows) @ rows.T).T.contiguous()
+    if len(rows) == 1:
+        return (matrix @ rows[0])[None, :]
+    return np.ascontiguousarray((matrix @ rows.T).T)
 
 
 def _stack(parts: Sequence[Array], which: tuple[int, ...]) -> Array:
     if len(which) == 1:
         return parts[which[0]]
-    return np.concatenate([parts[i] for i in which], axis=1)
+    return namespace(parts[which[0]]).concat([parts[i] for i in which], axis=1)

@@ -1,4 +1,5 @@
-"""One call of a layer: the operations on NumPy arrays, and their rules."""
+"""One call of a layer: the operations on arrays of NumPy, or of PyTorch on their device, and their
+rules."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, copied, fetched, full, is_host, namespace, sent
 from cvxlayers.calling import Layout, broadcast
 from cvxlayers.info import FIELDS, Info
 from cvxlayers.operations import ALONG, ARGUMENTS, RESULT, REVERSE, Operations
@@ -22,7 +23,6 @@ from cvxlayers.settings import FailurePolicy, check_failure_policy
 
 __all__ = ["Call"]
 
-Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 # What v holds behind x, z and s.
@@ -81,7 +81,7 @@ class Call:
         self.differentiable, self.polished, self.repeats = differentiable, polished, repeats
         self.inspected = inspected
         self.info: Info | None = None
-        self._last: tuple[Array, bytes, Point] | None = None
+        self._last: tuple[Array, bytes | list[Array], Point] | None = None
 
     @property
     def point_size(self) -> int:
@@ -95,20 +95,20 @@ class Call:
         Parameters
         ----------
         name : {"solve", "vjp", "jvp", "hvp", "jvp2", "inspect"}
-        operands : sequence of float64 ndarray or None
-            See above. Shapes (*mapped, *batch, *own shape); mapped axes are aligned, batch axes
-            broadcast.
+        operands : sequence of float64 array or None
+            See `operations`; all of NumPy, or all of PyTorch on one device. Shapes
+            (*mapped, *batch, *own shape); mapped axes are aligned, batch axes broadcast.
         mapped : int
             Number of mapped axes (see `calling`).
 
         Returns
         -------
-        list of ndarray
-            Of "solve": the outputs, then v if the call is differentiable. Else arrays shaped like
-            the outputs, or like θ: gradients are summed over the batch axes (not the mapped ones)
-            that the value was broadcast over. Of "inspect", which takes no linear argument and has
-            no derivative: one array of the numbers in `cvxlayers.info.FIELDS`, shape
-            (*mapped, *batch, number of fields).
+        list of array
+            Of the operands' kind, and on their device. Of "solve": the outputs, then v if the call
+            is differentiable. Else arrays shaped like the outputs, or like θ: gradients are summed
+            over the batch axes (not the mapped ones) that the value was broadcast over. Of
+            "inspect", which takes no linear argument and has no derivative: one array of the
+            numbers in `cvxlayers.info.FIELDS`, shape (*mapped, *batch, number of fields).
 
         Raises
         ------
@@ -123,7 +123,7 @@ class Call:
     def _run(self, name: str, operands: Sequence[Array | None], mapped: int) -> list[Array]:
         theta: Any
         theta, v, *arguments = self._split(name, operands)
-        layout = self.operations.layout([t.shape for t in theta], mapped)
+        layout = self.operations.layout([tuple(t.shape) for t in theta], mapped)
         if name == "solve":
             return self._solve(theta, layout)
         flat = layout.flatten(theta)
@@ -132,20 +132,20 @@ class Call:
         if name == "inspect":
             found = self.operations.solution_map.inspect(point, flat)
             facts = np.stack([found[field] for field in FIELDS], axis=-1, dtype=np.float64)
-            return [facts.reshape(*layout.batch_shape, len(FIELDS))]
+            return [sent(facts.reshape(*layout.batch_shape, len(FIELDS)), v[0])]
         sensitivity = Sensitivity(canonical, point, layout.expand(flat))
         operation = getattr(sensitivity, name)
-        full, pieces = layout.slices(arguments)
+        mapped_shape, pieces = layout.slices(arguments)
         results = []
-        if full != layout.mapped_shape:
+        if mapped_shape != layout.mapped_shape:
             shapes = [None if a is None else a.shape for a in operands]
-            results = [np.empty(shape) for shape in self.shapes(name, shapes, mapped)]
+            results = [full(shape, 0.0, v[0]) for shape in self.shapes(name, shapes, mapped)]
         started = time.perf_counter()
         for place, piece in pieces:
             flattened = [
                 layout.flatten_outputs(values, canonical.outputs)
                 if kind == "outputs"
-                else layout.flatten_tangents(values)
+                else layout.flatten_tangents(values, v[0])
                 for kind, values in zip(ARGUMENTS[name], piece, strict=True)
             ]
             part = operation(*flattened)
@@ -153,7 +153,7 @@ class Call:
                 part = layout.unflatten(part)
             else:
                 part = [p.reshape(layout.batch_shape + p.shape[1:]) for p in part]
-            if full == layout.mapped_shape:
+            if mapped_shape == layout.mapped_shape:
                 results = part
                 break
             for result, p in zip(results, part, strict=True):
@@ -277,9 +277,10 @@ class Call:
             return outputs
         if operations.canonical.is_geometric:
             # The caller may change its outputs in place; the derivative of exp looks at them.
-            outputs = [y.copy() for y in outputs]
-        facts = [getattr(point, name)[:, None] for name in FACTS]
-        v = np.concatenate([point.x, point.z, point.s, *facts], axis=1)
+            outputs = [copied(y) for y in outputs]
+        facts = np.stack([getattr(point, name) for name in FACTS], axis=1, dtype=np.float64)
+        parts = [point.x, point.z, point.s, sent(facts, point.x)]
+        v = namespace(point.x).concat(parts, axis=1)
         self._remember(theta, v, point)
         return [*outputs, v.reshape(*layout.batch_shape, self.point_size)]
 
@@ -301,25 +302,28 @@ class Call:
         self, theta: Sequence[Array], flat: Sequence[Array], v: Array, layout: Layout
     ) -> Point:
         """The point v: the one in memory if it is that one, or made again."""
-        v = np.ascontiguousarray(v).reshape(-1, self.point_size)
+        v = v.reshape(-1, self.point_size)
         last = self._last
-        if last is not None and _same(last[0], v) and last[1] == self._digest(theta):
+        if last is not None and _same(last[0], v) and _agree(last[1], self._digest(theta)):
             return last[2]
         structure = self.operations.canonical.structure
         n, m = structure.n, structure.m
-        solution = ConeSolution.empty(len(v), structure)
+        solution = ConeSolution.empty(len(v), structure, v)
         solution.x, solution.z, solution.s = v[:, :n], v[:, n : n + m], v[:, n + m : n + 2 * m]
-        for k, name in enumerate(FACTS, n + 2 * m):
-            getattr(solution, name)[:] = v[:, k]
+        facts = fetched(v[:, n + 2 * m :])
+        for k, name in enumerate(FACTS):
+            getattr(solution, name)[:] = facts[:, k]
         point = self.operations.solution_map.at(flat, solution, self.solver_args)
-        self._remember(theta, v.copy(), point)
+        self._remember(theta, copied(v), point)
         return point
 
-    def _digest(self, theta: Sequence[Array]) -> bytes:
+    def _digest(self, theta: Sequence[Array]) -> bytes | list[Array]:
         # Where `solve` runs once, v alone tells the point. Two values of a parameter without
         # influence on the point may give the same v, and still different derivatives.
         if not self.repeats:
             return b""
+        if theta and not is_host(theta[0]):
+            return [copied(value) for value in theta]
         digest = hashlib.blake2b(digest_size=16)
         for value in theta:
             digest.update(np.ascontiguousarray(value).data)
@@ -328,9 +332,20 @@ class Call:
 
 def _same(a: Array, b: Array) -> bool:
     """Whether two arrays hold the same numbers; at once where they are the same memory."""
-    if a.shape == b.shape and a.ctypes.data == b.ctypes.data:
-        return True
-    return np.array_equal(a, b, equal_nan=True)
+    if a.shape != b.shape or is_host(a) != is_host(b):
+        return False
+    if is_host(a):
+        return a.ctypes.data == b.ctypes.data or np.array_equal(a, b, equal_nan=True)
+    if a.device != b.device:
+        return False
+    return a.data_ptr() == b.data_ptr() or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _agree(a: bytes | list[Array], b: bytes | list[Array]) -> bool:
+    """Whether two digests are of the same parameter values."""
+    if isinstance(a, bytes) or isinstance(b, bytes):
+        return a == b
+    return len(a) == len(b) and all(map(_same, a, b))
 
 
 def _third_derivative() -> NotImplementedError:

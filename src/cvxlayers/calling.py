@@ -23,12 +23,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, held, namespace, zeros
 from cvxlayers.canonicalize import OutputSpec, ParameterSpec
 from cvxlayers.errors import ParameterTypeError, ParameterValueError
 
 __all__ = ["Layout", "arrange", "broadcast", "constant"]
 
-Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 
@@ -218,10 +218,11 @@ class Layout:
         """Parameter values as (B, size), or (1, size) where shared."""
         return [self._flat(value, k) for k, value in enumerate(values)]
 
-    def flatten_tangents(self, tangents: Sequence[Array | None]) -> list[Array]:
-        """Tangents, shaped like the values (None: zero), as (B, size) or (1, size)."""
+    def flatten_tangents(self, tangents: Sequence[Array | None], like: Array) -> list[Array]:
+        """Tangents, shaped like the values (None: zero, beside `like`), as (B, size) or
+        (1, size)."""
         return [
-            np.zeros((1, self.specs[k].size)) if t is None else self._flat(t, k)
+            zeros((1, self.specs[k].size), like) if t is None else self._flat(t, k)
             for k, t in enumerate(tangents)
         ]
 
@@ -232,9 +233,9 @@ class Layout:
         return [
             None
             if g is None
-            else np.broadcast_to(g, self.batch_shape + spec.shape).reshape(
-                self.batch, spec.recovery.size
-            )
+            else namespace(g)
+            .broadcast_to(g, self.batch_shape + spec.shape)
+            .reshape(self.batch, spec.recovery.size)
             for g, spec in zip(gradients, specs, strict=True)
         ]
 
@@ -243,7 +244,7 @@ class Layout:
         axes: (B, size) throughout if there are such."""
         if not self.is_mapped:
             return list(flat)
-        return [np.broadcast_to(f, (self.batch, f.shape[1])) for f in flat]
+        return [namespace(f).broadcast_to(f, (self.batch, f.shape[1])) for f in flat]
 
     def unflatten(self, gradients: Sequence[Array]) -> list[Array]:
         """Gradients of the shapes of `expand`, summed over broadcast axes to
@@ -287,14 +288,15 @@ class Layout:
         entries = value.reshape((*axes, math.prod(self.forms[k])))
         stored = self._stored(k)
         if stored is not None:
-            entries = entries[..., stored]
+            entries = entries[..., held(stored, entries)]
         if axes == self.batch_shape:
             return entries.reshape(self.batch, size)
         if all(length == 1 for length in axes):
             return entries.reshape(1, size)
         padding = (1,) * (len(self.inner_shape) - len(lead))
         padded = entries.reshape((*axes[:m], *padding, *lead, size))
-        return np.broadcast_to(padded, (*self.batch_shape, size)).reshape(self.batch, size)
+        full = namespace(padded).broadcast_to(padded, (*self.batch_shape, size))
+        return full.reshape(self.batch, size)
 
     def _sum_to(self, gradient: Array, k: int) -> Array:
         """Summed over broadcast axes: (*mapped, *batch, size)."""
@@ -305,14 +307,15 @@ class Layout:
         m, missing = self.mapped, len(self.inner_shape) - len(lead)
         padded = (1,) * missing + lead
         axes = tuple(m + j for j, n in enumerate(padded) if n == 1 != self.inner_shape[j])
-        return gradient.reshape((*self.batch_shape, size)).sum(axis=axes).reshape(target)
+        whole = gradient.reshape((*self.batch_shape, size))
+        return namespace(whole).sum(whole, axis=axes).reshape(target)
 
     def _whole(self, entries: Array, k: int) -> Array:
         """Entries in the form of the value."""
         axes, stored = entries.shape[:-1], self._stored(k)
         if stored is not None:
-            scattered = np.zeros((*axes, math.prod(self.forms[k])))
-            scattered[..., stored] = entries
+            scattered = zeros((*axes, math.prod(self.forms[k])), entries)
+            scattered[..., held(stored, entries)] = entries
             entries = scattered
         return entries.reshape(axes + self.forms[k])
 

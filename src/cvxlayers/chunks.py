@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, namespace
 from cvxlayers.derivative import Quality, quality
 from cvxlayers.program import Linearization, ProgramTangent, Wanted
 
 __all__ = ["Chunks", "slices"]
 
-Array = NDArray[np.float64]
 Result = TypeVar("Result")
 Operation = Callable[[Linearization, slice], Result]
 
@@ -86,7 +85,7 @@ class Chunks:
         joined: dict[str, Array] = {}
         for name in vars(parts[0]):
             values = [getattr(part, name) for part in parts]
-            joined[name] = np.sum(values, axis=0) if name in wanted.shared else _stack(values)
+            joined[name] = sum(values[1:], values[0]) if name in wanted.shared else _stack(values)
         return ProgramTangent(**joined)
 
     def _point(self, operation: Operation[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -107,7 +106,7 @@ class Chunks:
 
 
 def _stack(parts: Sequence[Array]) -> Array:
-    return np.concatenate(list(parts))
+    return namespace(parts[0]).concat(list(parts))
 
 
 def _some(values: Array | None, rows: slice) -> Array | None:

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, all_finite, fetched, is_host, largest, namespace, sent
 from cvxlayers.canonicalize import ParameterSpec
 from cvxlayers.errors import ParameterValueError
 
 __all__ = ["check_values"]
-
-Array = NDArray[np.float64]
 
 # Rounding that a value computed in half precision may carry. What counts of a symmetric
 # parameter's value is its mean with its transpose.
@@ -31,8 +30,8 @@ def check_values(
 
     Parameters
     ----------
-    values : sequence of float64 ndarray
-        Shape (*batch, *form).
+    values : sequence of array
+        float64, shape (*batch, *form).
     specs : sequence of ParameterSpec
     forms : sequence of tuple of int
         For every value one of its parameter's forms. The shape alone may be that of either.
@@ -44,8 +43,9 @@ def check_values(
     ParameterValueError
         Naming the parameter, what was expected, what came and what to do.
     """
+    all_are = all_finite(values)
     for value, spec, form in zip(values, specs, forms, strict=True):
-        is_finite = np.isfinite(value).all()
+        is_finite = all_are or bool(namespace(value).isfinite(value).all())
         if not (is_finite or allow_nan):
             raise ParameterValueError(_not_finite(value, spec))
         if spec.attributes:
@@ -54,12 +54,12 @@ def check_values(
 
 def _finite_part(value: Array, form: tuple[int, ...]) -> Array:
     """The instances that are finite."""
-    flat = value.reshape(-1, *form)
-    return flat[np.isfinite(flat).all(axis=tuple(range(1, flat.ndim)))]
+    flat, xp = value.reshape(-1, *form), namespace(value)
+    return flat[xp.all(xp.isfinite(flat), axis=tuple(range(1, flat.ndim)))]
 
 
 def _not_finite(value: Array, spec: ParameterSpec) -> str:
-    place = np.argwhere(~np.isfinite(value))
+    place = np.argwhere(~fetched(namespace(value).isfinite(value)))
     index = tuple(int(k) for k in place[0])
     return (
         f"Parameter {spec.label}: expected finite numbers, got {len(place)} NaN or infinite "
@@ -74,8 +74,8 @@ def _check_attributes(value: Array, spec: ParameterSpec, form: tuple[int, ...]) 
     for attribute, holds in _ELEMENTWISE.items():
         if attribute in spec.attributes:
             broken = ~holds(value, spec, is_whole)
-            if broken.any():
-                index = tuple(int(k) for k in np.argwhere(broken)[0])
+            if bool(broken.any()):
+                index = tuple(int(k) for k in np.argwhere(fetched(broken))[0])
                 raise ParameterValueError(
                     f"Parameter {spec.label} was declared {attribute}, but entry {index} of the "
                     f"{'value' if is_whole else 'entries in the order of sparse_idx'} is "
@@ -89,13 +89,13 @@ def _check_attributes(value: Array, spec: ParameterSpec, form: tuple[int, ...]) 
                 _check_definite(sign * value, spec, attribute)
 
 
-def _within(value: Array, spec: ParameterSpec, is_whole: bool) -> NDArray[np.bool_]:
+def _within(value: Array, spec: ParameterSpec, is_whole: bool) -> Array:
     assert spec.bounds is not None
     lower, upper = (_placed(b, spec) if is_whole and b.ndim else b for b in spec.bounds)
-    return (value >= lower) & (value <= upper)
+    return (value >= sent(lower, value)) & (value <= sent(upper, value))
 
 
-def _placed(bound: Array, spec: ParameterSpec) -> Array:
+def _placed(bound: NDArray[np.float64], spec: ParameterSpec) -> NDArray[np.float64]:
     """A bound on the stored entries, if it is one, on all: zero is the value of the others."""
     if "sparsity" not in spec.attributes:
         return bound
@@ -104,23 +104,23 @@ def _placed(bound: Array, spec: ParameterSpec) -> Array:
     return whole.reshape(spec.shape)
 
 
-def _vanishes(value: Array, spec: ParameterSpec, is_whole: bool) -> NDArray[np.bool_]:
+def _vanishes(value: Array, spec: ParameterSpec, is_whole: bool) -> Array:
     if not is_whole:
-        return np.ones(value.shape, dtype=bool)
+        return namespace(value).isfinite(value)
     pattern = np.zeros(math.prod(spec.shape), dtype=bool)
     pattern[spec.stored] = True
-    return pattern.reshape(spec.shape) | (value == 0)
+    return sent(pattern.reshape(spec.shape), value) | (value == 0)
 
 
 # Whether entries have an attribute, from a value, its parameter, and whether it is whole or the
 # stored entries. What is elementwise holds of the entries that are not stored, which are zero:
 # CVXPY allows no other attribute beside a pattern.
-_ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec, bool], NDArray[np.bool_]]] = {
+_ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec, bool], Array]] = {
     "nonneg": lambda value, *_: value >= 0,
     "nonpos": lambda value, *_: value <= 0,
     "pos": lambda value, *_: value > 0,
     "neg": lambda value, *_: value < 0,
-    "integer": lambda value, *_: value == np.round(value),
+    "integer": lambda value, *_: value == namespace(value).round(value),
     "boolean": lambda value, *_: (value == 0) | (value == 1),
     "bounds": _within,
     "diag": _vanishes,
@@ -129,28 +129,43 @@ _ELEMENTWISE: dict[str, Callable[[Array, ParameterSpec, bool], NDArray[np.bool_]
 
 
 def _check_symmetric(value: Array, spec: ParameterSpec, attribute: str) -> None:
-    skew = np.abs(value - np.swapaxes(value, -1, -2)).max(axis=(-1, -2), initial=0.0)
-    broken = skew > SYMMETRY * np.abs(value).max(axis=(-1, -2), initial=0.0)
-    if broken.any():
+    skew = _size(value - value.mT)
+    broken = skew > SYMMETRY * _size(value)
+    if bool(broken.any()):
         raise ParameterValueError(
             f"Parameter {spec.label} was declared {attribute}, but the value differs from its "
-            f"transpose by {skew[broken].max():.2g}. Pass (S + S.mT) / 2."
+            f"transpose by {float(skew[broken].max()):.2g}. Pass (S + S.mT) / 2."
         )
 
 
 def _check_definite(value: Array, spec: ParameterSpec, attribute: str) -> None:
     # A Cholesky factor of the slightly shifted matrix exists just if it is semidefinite, and costs
     # a tenth of its eigenvalues.
-    size = np.abs(value).max(axis=(-1, -2), initial=0.0, keepdims=True)
-    shifted = value + (DEFINITENESS * size + 1e-300) * np.eye(spec.shape[-1])
-    try:
-        np.linalg.cholesky(shifted)
-    except np.linalg.LinAlgError:
-        lowest = np.linalg.eigvalsh(value)[..., 0].min()
+    size = _size(value)[..., None, None]
+    shifted = value + (DEFINITENESS * size + 1e-300) * sent(np.eye(spec.shape[-1]), value)
+    if not _has_factor(shifted):
+        lowest = float(namespace(value).linalg.eigvalsh(value)[..., 0].min())
         raise ParameterValueError(
             f"Parameter {spec.label} was declared {attribute}, but the value has the eigenvalue "
             f"{lowest:.2g} < 0. Pass L @ L.mT of some factor L."
             if attribute == "PSD"
             else f"Parameter {spec.label} was declared NSD, but the value has the eigenvalue "
             f"{-lowest:.2g} > 0. Pass -L @ L.mT of some factor L."
-        ) from None
+        )
+
+
+def _has_factor(matrices: Array) -> bool:
+    """Whether Cholesky's factorisation of all of them succeeds."""
+    if not is_host(matrices):
+        return not bool(namespace(matrices).linalg.cholesky_ex(matrices)[1].any())
+    try:
+        np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def _size(matrices: Array) -> Array:
+    """The largest entry of every matrix."""
+    *lead, rows, columns = matrices.shape
+    return largest(matrices.reshape(*lead, rows * columns))

@@ -6,7 +6,8 @@ K is a product of zero, nonneg, second-order, PSD, exponential and 3D power cone
 order of rows. PSD blocks are svec: the upper triangle, column-major, √2 off the diagonal.
 The pattern of P (upper triangle) and A (both compressed sparse column) is fixed once
 (`ProblemStructure`); a batch is values on that pattern (`ConeProgram`), batch axis first. An
-array that is the same for the whole batch keeps a batch axis of size 1.
+array that is the same for the whole batch keeps a batch axis of size 1. Values are float64 arrays
+of NumPy or PyTorch, all of one kind and on one device; what is said of them is NumPy's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, all_finite, fetched, full, namespace, take
 from cvxlayers.status import Status
 
 __all__ = [
@@ -34,10 +36,10 @@ __all__ = [
     "Wanted",
 ]
 
-Array = NDArray[np.float64]
-
 # Looked up once: access to an enum's members is slow enough to show in a small solve.
 _SOLVED, _INTERRUPTED = int(Status.SOLVED), int(Status.INTERRUPTED)
+# What arrays are like that belong to nobody.
+_NUMPY = np.empty(0)
 
 
 #: What becomes of an instance in an engine of this library, by the number that it gives it.
@@ -128,6 +130,16 @@ class Pattern:
         """Column of every stored entry."""
         return np.repeat(np.arange(self.shape[1], dtype=np.int32), np.diff(self.indptr))
 
+    @cached_property
+    def places(self) -> NDArray[np.intp]:
+        """Place of every stored entry in the matrix, dense and row by row."""
+        return self.rows * np.intp(self.shape[1]) + self.cols
+
+    @cached_property
+    def mirrored(self) -> NDArray[np.intp]:
+        """The same in its transpose."""
+        return self.cols * np.intp(self.shape[0]) + self.rows
+
     def matrix(self, values: Array) -> sp.csc_array:
         """The sparse matrix that has these values, shape (nnz,), on this pattern."""
         # SciPy's constructor checks the indices each time, for longer than a small solve takes.
@@ -198,17 +210,23 @@ class ConeProgram:
     def is_finite(self) -> NDArray[np.bool_]:
         """Shape (B,): which instances have finite data. Parameter values are finite, but what is
         computed from them may overflow."""
-        parts = (self.P, self.q, self.A, self.b)
+        parts, xp = (self.P, self.q, self.A, self.b), namespace(self.q)
         finite = np.ones(self.batch, dtype=bool)
-        if not all(np.isfinite(values).all() for values in parts):
+        if not all_finite(parts):
             for values in parts:
-                finite &= np.isfinite(values).all(axis=1)
+                finite &= fetched(xp.all(xp.isfinite(values), axis=1))
         return finite
+
+    def on_host(self) -> ConeProgram:
+        """The same in NumPy's arrays."""
+        P, q, A, b = (fetched(a) for a in (self.P, self.q, self.A, self.b))
+        return ConeProgram(self.structure, P, q, A, b, self.batch)
 
     def take(self, rows: NDArray[np.intp] | slice) -> ConeProgram:
         """The instances `rows` alone."""
         count = len(range(*rows.indices(self.batch))) if isinstance(rows, slice) else len(rows)
-        P, q, A, b = (a if len(a) == 1 else a[rows] for a in (self.P, self.q, self.A, self.b))
+        values = (self.P, self.q, self.A, self.b)
+        P, q, A, b = (a if len(a) == 1 else take(a, rows) for a in values)
         return ConeProgram(self.structure, P, q, A, b, count)
 
 
@@ -241,13 +259,10 @@ class ConeSolution:
     attempt: NDArray[np.int64] = field(repr=False)
 
     @classmethod
-    def empty(cls, batch: int, structure: ProblemStructure) -> ConeSolution:
-        """A batch in which nothing is solved yet."""
-        n, m = structure.n, structure.m
-        x, z, s = np.empty((batch, n)), np.empty((batch, m)), np.empty((batch, m))
+    def empty(cls, batch: int, structure: ProblemStructure, like: Array = _NUMPY) -> ConeSolution:
+        """A batch in which nothing is solved yet, with points beside another array."""
+        x, z, s = (full((batch, k), np.nan, like) for k in (structure.n, structure.m, structure.m))
         status = np.empty(batch, dtype=np.int64)
-        for point in (x, z, s):
-            point.fill(np.nan)
         status.fill(_INTERRUPTED)
         iterations, attempt = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.int64)
         return cls(x, z, s, status, iterations, np.zeros(batch), attempt)
@@ -255,7 +270,7 @@ class ConeSolution:
     def take(self, rows: NDArray[np.intp] | slice) -> ConeSolution:
         """That of the instances `rows` alone."""
         names = (f.name for f in fields(ConeSolution))
-        return ConeSolution(**{name: getattr(self, name)[rows] for name in names})
+        return ConeSolution(**{name: take(getattr(self, name), rows) for name in names})
 
     @property
     def solved(self) -> NDArray[np.bool_]:

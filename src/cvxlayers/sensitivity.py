@@ -1,4 +1,4 @@
-"""The derivatives of θ ↦ v(θ) at a point, over float64 NumPy arrays with one batch axis.
+"""The derivatives of θ ↦ v(θ) at a point, over float64 arrays with one batch axis.
 
     vjp(g) → dθ          jvp(t) → dv
     hvp(g, u) → dθ, the change of vjp(g) along u
@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, fetched, full, namespace, put, sent, take
 from cvxlayers.canonicalize import CanonicalProblem
 from cvxlayers.program import ConeSolution, Linearization, ProgramTangent, Wanted
 
 __all__ = ["Point", "Sensitivity"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(eq=False)
@@ -188,24 +187,24 @@ class _Linear:
         parts = [gx] if gz is None else [gx, gz]
         if self._failed.any():
             for part in parts:
-                part[self._failed] = 0.0  # also what was NaN because the outputs were
-        spoilt = ~np.isfinite(gx).all(axis=1)
+                put(part, self._failed, 0.0)  # also what was NaN because the outputs were
+        spoilt = ~_is_finite(gx)
         if gz is not None:
-            spoilt |= ~np.isfinite(gz).all(axis=1)
+            spoilt |= ~_is_finite(gz)
         if spoilt.any():
             self._spoilt |= spoilt
             for part in parts:
-                part[spoilt] = 0.0
+                put(part, spoilt, 0.0)
         return self._some(gx), None if gz is None else self._some(gz)
 
     def tangent(self, tangent: ProgramTangent) -> ProgramTangent:
         """A direction for the instances that were solved."""
         parts = vars(tangent)
-        finite = {name: np.isfinite(part).all(axis=1) for name, part in parts.items()}
+        finite = {name: _is_finite(part) for name, part in parts.items()}
         if not all(f.all() for f in finite.values()):
             for name, f in finite.items():
                 self._spoilt |= ~f
-                parts = {**parts, name: np.where(f[:, None], parts[name], 0.0)}
+                parts = {**parts, name: _masked(f, parts[name], 0.0)}
         # A direction that all instances share stays one.
         return ProgramTangent(**{k: v if len(v) == 1 else self._some(v) for k, v in parts.items()})
 
@@ -217,9 +216,9 @@ class _Linear:
             if name not in self.wanted.shared:
                 value = self._all(value, 0.0)
                 if spoilt.any():
-                    value = np.where(spoilt[:, None], np.nan, value)
+                    value = _masked(~spoilt, value, np.nan)
             elif spoilt.any():
-                value = np.full_like(value, np.nan)
+                value = full(value.shape, np.nan, value)
             parts[name] = value
         return ProgramTangent(**parts)
 
@@ -228,15 +227,26 @@ class _Linear:
         dx, dz = self._all(dx, np.nan), self._all(dz, np.nan)
         bad = self._spoilt | self._failed
         if bad.any():
-            dx, dz = (np.where(bad[:, None], np.nan, v) for v in (dx, dz))
+            dx, dz = (_masked(~bad, v, np.nan) for v in (dx, dz))
         return dx, dz
 
     def _some(self, values: Array) -> Array:
-        return values if self._rows is None else values[self._rows]
+        return values if self._rows is None else take(values, self._rows)
 
     def _all(self, values: Array, filler: float) -> Array:
         if self._rows is None:
             return values
-        full = np.full((len(self._rows), values.shape[1]), filler)
-        full[self._rows] = values
-        return full
+        whole = full((len(self._rows), values.shape[1]), filler, values)
+        put(whole, self._rows, values)
+        return whole
+
+
+def _is_finite(values: Array) -> NDArray[np.bool_]:
+    """Shape (B,): which rows have neither NaN nor infinity."""
+    xp = namespace(values)
+    return np.asarray(fetched(xp.all(xp.isfinite(values), axis=1)))
+
+
+def _masked(rows: NDArray[np.bool_], values: Array, filler: float) -> Array:
+    """The values of these rows, and a filler in the others."""
+    return namespace(values).where(sent(rows, values)[:, None], values, filler)

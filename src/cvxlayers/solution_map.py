@@ -1,4 +1,6 @@
-"""θ ↦ v(θ) over float64 NumPy arrays with one batch axis: solved, polished, judged.
+"""θ ↦ v(θ) over float64 arrays with one batch axis: solved, polished, judged.
+
+Arrays of NumPy are solved by the layer's solver; those of PyTorch where they live, by DENSE.
 
 v is the whole primal-dual point; the outputs that the user asked for are read off it by
 `CanonicalProblem.recover`. Its derivatives are in `sensitivity`.
@@ -10,11 +12,24 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property, reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import (
+    Array,
+    all_finite,
+    fetched,
+    is_host,
+    largest,
+    memory_beside,
+    namespace,
+    put,
+    take,
+)
 from cvxlayers.canonicalize import CanonicalProblem
 from cvxlayers.chunks import Chunks, slices
 from cvxlayers.derivative import (
@@ -31,7 +46,6 @@ from cvxlayers.derivative import (
 )
 from cvxlayers.errors import SolverWarning, UnsupportedProblemError
 from cvxlayers.failures import failure, warn_of_gradients, warn_of_path
-from cvxlayers.machine import total_memory
 from cvxlayers.program import ConeProgram, ConeSolution, Linearization
 from cvxlayers.sensitivity import Point
 from cvxlayers.settings import FailurePolicy, Settings
@@ -42,8 +56,6 @@ from cvxlayers.status import Status
 from cvxlayers.warning import warn
 
 __all__ = ["SolutionMap"]
-
-Array = NDArray[np.float64]
 
 # An answer that the solver calls almost solved counts as solved once polishing has brought the
 # optimality conditions to the accuracy that the solver was asked for by default.
@@ -62,6 +74,11 @@ LARGE = 1e3
 SHARE = 0.25
 # How many arrays of the size of a point polishing has at once, and of the size of the data.
 POINTS, COPIES = 30, 4
+
+# The solver of arrays that live on a device.
+ON_DEVICES = "DENSE"
+# What arrays of the host are like.
+_NUMPY = np.empty(0)
 
 # Plain integers: NumPy takes an enum's member apart slowly enough to show in a small solve.
 SOLVED, ALMOST_SOLVED = int(Status.SOLVED), int(Status.ALMOST_SOLVED)
@@ -90,11 +107,9 @@ class SolutionMap:
                 f"{reasons}. Leave solver=None for a solver that takes every problem."
             )
         self.canonical = canonical
-        limit = settings.max_batch_memory
-        self._memory = SHARE * total_memory() if limit is None else limit
-        self.geometry = Geometry(structure, self._memory)
         self.settings = settings
-        self._options = self._chosen(settings.solver_args)
+        self.geometry = Geometry(structure, self._memory(()))
+        self._options = self._chosen(False, settings.solver_args)
         self._polished = {p: replace(self._options, polish=p) for p in (False, True)}
         # What does not belong to this solver has been warned of once, and is left out from now on.
         own = self._options.kind.options | set(COMMON_OPTIONS)
@@ -110,9 +125,31 @@ class SolutionMap:
         """The solver of calls without options of their own."""
         return self._solvers[self._options.kind]
 
-    def _chosen(self, *layers: Mapping[str, Any] | None) -> Options:
+    @property
+    def solves_on_devices(self) -> bool:
+        """Whether arrays of a device are solved there; the other solvers are the host's."""
+        return (self.settings.solver or ON_DEVICES).upper() == ON_DEVICES
+
+    @cached_property
+    def _on_devices(self) -> Solver:
+        kind = get_solver(ON_DEVICES)
+        refusal = kind.refusal(self.canonical.structure)
+        if refusal is not None:
+            raise UnsupportedProblemError(
+                f"{refusal}. It is what solves tensors on their device. Name a solver of the CPU, "
+                "such as solver='CLARABEL', to have the data copied there and the answers back."
+            )
+        return kind(self.canonical.structure)
+
+    def _solver_for(self, options: Options) -> Solver:
+        solver = self._solvers.get(options.kind)
+        return self._on_devices if solver is None else solver
+
+    def _chosen(self, on_device: bool, *layers: Mapping[str, Any] | None) -> Options:
         """The options of layers of them, for the first solver that has them all, or the first.
         Progress is printed by Clarabel if no solver was named."""
+        if on_device:
+            return resolve_options(type(self._on_devices), *layers)
         verbose: bool | None = self.settings.verbose
         for layer in layers:
             if isinstance(layer, Mapping) and layer.get("verbose") is not None:
@@ -137,7 +174,7 @@ class SolutionMap:
 
         Parameters
         ----------
-        theta : sequence of ndarray
+        theta : sequence of array
         batch_shape : tuple of int
         solver_args : mapping, optional
             Options for this call alone, on top of the constructor's.
@@ -154,9 +191,9 @@ class SolutionMap:
         SolverError
             Naming the instances that were not solved, and why.
         """
-        options = self._options
-        if solver_args is not None:
-            options = self._chosen(self.settings.solver_args, solver_args)
+        options, on_device = self._options, _is_on_device(theta)
+        if solver_args is not None or on_device:
+            options = self._chosen(on_device, self.settings.solver_args, solver_args)
         if options.polish is None:
             polish = differentiable if polished is None else polished
             plain = options is self._options
@@ -183,7 +220,7 @@ class SolutionMap:
                     raise error
                 warn(str(error), SolverWarning)
             for array in (point.x, point.z, point.s):
-                array[failed] = np.nan
+                put(array, failed, np.nan)
         point.outputs = self.canonical.recover(point.x, point.z)
         return point
 
@@ -195,7 +232,7 @@ class SolutionMap:
     ) -> Point:
         """The point that `solve` gave, made again from its solution."""
         point = Point.of(solution)
-        options = self._chosen(self.settings.solver_args, solver_args)
+        options = self._chosen(_is_on_device(theta), self.settings.solver_args, solver_args)
         pieces = self._pieces(theta, len(point.x), True)
         if len(pieces) == 1:
             numbers = np.arange(len(point.x))
@@ -212,7 +249,7 @@ class SolutionMap:
         for piece in self._pieces(theta, batch, False):
             program = self.canonical.program(_rows(theta, piece), piece.stop - piece.start)
             parts = (v[piece] for v in (point.x, point.z, point.s))
-            found.append(residuals(self.geometry, program, *parts))
+            found.append([fetched(v) for v in residuals(self.geometry, program, *parts)])
         primal, dual, gap = (np.concatenate(part) for part in zip(*found, strict=True))
         return {
             "status": point.status,
@@ -252,10 +289,10 @@ class SolutionMap:
         program = self._program(theta, batch)
         clock.append(time.perf_counter())
         if batch == 0:
-            solution = ConeSolution.empty(0, self.canonical.structure)
+            solution = ConeSolution.empty(0, self.canonical.structure, program.q)
         else:
             verbose = self.settings.verbose if options.verbose is None else options.verbose
-            solver, own = self._solvers[options.kind], options.solver
+            solver, own = self._solver_for(options), options.solver
             solution = solver.solve(program, own, bool(verbose), deadline)
             take_over(solver.name, program, solution, own, deadline)
             if not options.is_loose:
@@ -272,27 +309,22 @@ class SolutionMap:
         """The conic programs. Those of instances with a parameter that is not finite are NaN, also
         where it has no influence."""
         program = self.canonical.program(theta, batch)
-        if all(np.isfinite(t).all() for t in theta):
+        if all_finite(theta):
             return program
-        failed = np.zeros(batch, dtype=bool)
-        for t in theta:
-            failed |= ~np.isfinite(t).all(axis=1)
-        return replace(program, q=np.where(failed[:, None], np.nan, program.q))
+        xp = namespace(program.q)
+        known = reduce(and_, [xp.all(xp.isfinite(t), axis=1) for t in theta])
+        return replace(program, q=xp.where(known[:, None], program.q, np.nan))
 
     def _question(self, program: ConeProgram, solution: ConeSolution) -> None:
         """Call almost solved what a solver calls solved, but breaks a constraint or a condition of
         optimality beside larger numbers."""
         parts = (solution.x, solution.z, solution.s, *(getattr(program, name) for name in "PqAb"))
-        # The sum of squares is the cheapest bound. NaN, of instances that are not solved, is not
-        # larger.
-        if all(np.vdot(part, part) <= LARGE**2 for part in parts) or not any(
-            (np.abs(part) > LARGE).any() for part in parts
-        ):
+        if not _has_large(parts):
             return
         rows = solution.solved
         points = _points(solution, rows)
         primal, dual, _ = residuals(self.geometry, _taken(program, rows), *points)
-        broken = np.flatnonzero(rows)[np.maximum(primal, dual) > BROKEN]
+        broken = np.flatnonzero(rows)[fetched(namespace(primal).maximum(primal, dual) > BROKEN)]
         solution.status[broken] = ALMOST_SOLVED
 
     def _pieces(self, theta: Sequence[Array], batch: int, factored: bool) -> list[slice]:
@@ -306,9 +338,19 @@ class SolutionMap:
             if any(len(theta[maps.parts[part][0]]) > 1 for part in f.depends_on)
         )
         each = 8.0 * (COPIES * varying + POINTS * (structure.n + 2 * structure.m))
-        if factored and (self.geometry.engine is None or self.settings.derivative == "smoothed"):
-            each += memory_of_factor(self.geometry)
-        return slices(batch, each, self._memory)
+        on_device = _is_on_device(theta)
+        if on_device:
+            each += self._on_devices.memory_per_instance
+        in_lanes = not on_device and self.geometry.engine_for(_NUMPY) is not None
+        if factored and (not in_lanes or self.settings.derivative == "smoothed"):
+            each += memory_of_factor(self.geometry, always_dense=on_device)
+        return slices(batch, each, self._memory(theta))
+
+    def _memory(self, theta: Sequence[Array]) -> float:
+        """Bytes that the intermediate results of a batch may take where its parameters are."""
+        if self.settings.max_batch_memory is not None:
+            return self.settings.max_batch_memory
+        return SHARE * memory_beside(theta[0] if theta else _NUMPY)
 
     def _differentiate_in_pieces(
         self, point: Point, theta: Sequence[Array], pieces: Sequence[slice], options: Options
@@ -381,7 +423,7 @@ class SolutionMap:
 
     def _polish(
         self, part: ConeProgram, solution: ConeSolution, rows: NDArray[np.bool_]
-    ) -> tuple[Array, System | None]:
+    ) -> tuple[NDArray[np.float64], System | None]:
         """Polish the instances `rows`, at least one, in place, and judge those that are almost
         solved: the residuals, zero where nothing was polished, and the last factors. `part` are
         the programs of these instances."""
@@ -390,13 +432,16 @@ class SolutionMap:
         if rows.all():
             solution.x, solution.z, solution.s = point.x, point.z, point.s
         else:
-            solution.x[rows], solution.z[rows], solution.s[rows] = point.x, point.z, point.s
+            for name in ("x", "z", "s"):
+                put(getattr(solution, name), rows, getattr(point, name))
             residual = np.zeros(len(rows))
             residual[rows] = point.residual
         almost = solution.status[rows] == ALMOST_SOLVED
         if almost.any():
-            size = np.maximum(1.0, np.maximum(_largest(part.q), _largest(part.b)))
-            certified = (point.residual <= CERTIFIED) & (_largest(point.x) <= ABSURD * size)
+            xp = namespace(part.q)
+            size = xp.maximum(largest(part.q), largest(part.b))
+            bounded = fetched(largest(point.x) <= ABSURD * xp.where(size < 1.0, 1.0, size))
+            certified = (point.residual <= CERTIFIED) & bounded
             solution.status[np.flatnonzero(rows)[certified & almost]] = SOLVED
         return residual, point.system
 
@@ -434,7 +479,7 @@ class SolutionMap:
     def _resolve(self, program: ConeProgram, options: Options) -> ConeSolution:
         """A program as accurately as can be, for differences of solutions."""
         deadline = options.deadline()
-        solver = self._solvers[options.kind]
+        solver = self._solver_for(options)
         solution = solver.solve(program, options.solver, deadline=deadline)
         take_over(solver.name, program, solution, options.solver, deadline)
         self._question(program, solution)
@@ -445,8 +490,20 @@ class SolutionMap:
         return solution
 
 
-def _largest(values: Array) -> Array:
-    return np.abs(values).max(axis=1, initial=0.0)
+def _is_on_device(theta: Sequence[Array]) -> bool:
+    return bool(theta) and not is_host(theta[0])
+
+
+def _has_large(arrays: Sequence[Array]) -> bool:
+    """Whether there is a number larger than `LARGE`. NaN, of instances that are not solved, is
+    not."""
+    if not is_host(arrays[0]):
+        xp = namespace(arrays[0])
+        return bool(xp.any(xp.stack([xp.any(xp.abs(a) > LARGE) for a in arrays])))
+    # The sum of squares is the cheapest bound.
+    return not all(np.vdot(a, a) <= LARGE**2 for a in arrays) and any(
+        (np.abs(a) > LARGE).any() for a in arrays
+    )
 
 
 def _rows(theta: Sequence[Array], piece: slice) -> list[Array]:
@@ -457,9 +514,10 @@ def _rows(theta: Sequence[Array], piece: slice) -> list[Array]:
 def _stacked(points: Sequence[Point]) -> Point:
     """Solutions of the pieces of a batch as one, without their derivatives."""
     names = [f.name for f in fields(ConeSolution)]
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(p, name) for p in points]) for name in names
-    }
+    joined: dict[str, Any] = {}
+    for name in names:
+        parts = [getattr(p, name) for p in points]
+        joined[name] = namespace(parts[0]).concat(parts)
     times = {name: sum(p.times[name] for p in points) for name in points[0].times}
     return Point(**joined, times=times)
 
@@ -473,4 +531,4 @@ def _points(solution: ConeSolution, rows: NDArray[np.bool_]) -> tuple[Array, Arr
     """The points of the instances `rows`; copies, unless they are all."""
     if rows.all():
         return solution.x, solution.z, solution.s
-    return solution.x[rows], solution.z[rows], solution.s[rows]
+    return take(solution.x, rows), take(solution.z, rows), take(solution.s, rows)

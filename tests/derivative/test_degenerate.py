@@ -337,7 +337,7 @@ CASES = {
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All ways of solving the systems, whatever the size. Lanes leave singular ones to `factor`."""
     if request.param != "lanes":
-        monkeypatch.setattr(Geometry, "engine", None)
+        monkeypatch.setattr(Geometry, "engine_for", lambda *_: None)
     sparse = request.param == "sparse"
     monkeypatch.setattr(system, "DENSE_SIZE", -1 if sparse else 10**6)
     monkeypatch.setattr(system, "DENSE_LIMIT", -1)

@@ -33,7 +33,7 @@ DIMS = {
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All ways of solving the systems, whatever the size. Lanes leave singular ones to `factor`."""
     if request.param != "lanes":
-        monkeypatch.setattr(Geometry, "engine", None)
+        monkeypatch.setattr(Geometry, "engine_for", lambda *_: None)
     if request.param == "sparse":
         monkeypatch.setattr(system, "DENSE_SIZE", -1)
         monkeypatch.setattr(system, "DENSE_LIMIT", -1)

@@ -29,7 +29,9 @@ def double() -> Iterator[None]:
 @pytest.fixture
 def factorisations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each factorisation. Lanes keep none, and are left out."""
-    monkeypatch.setattr(import_module("cvxlayers.derivative").Geometry, "engine", None)
+    monkeypatch.setattr(
+        import_module("cvxlayers.derivative").Geometry, "engine_for", lambda *_: None
+    )
     counts: list[int] = []
     factor = import_module("cvxlayers.derivative.system").factor
 

@@ -72,7 +72,7 @@ def on_cpu() -> Iterator[None]:
 @pytest.fixture
 def factorisations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every call of `factor`. Lanes keep no factor, and are left out."""
-    monkeypatch.setattr(Geometry, "engine", None)
+    monkeypatch.setattr(Geometry, "engine_for", lambda *_: None)
     calls: list[int] = []
     factor = system.factor
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvxlayers.affine import AffineMap
+from cvxlayers.arrays import Array, held, namespace, repeated, zeros
 from cvxlayers.program import ConeProgram, ProblemStructure, ProgramTangent, Wanted
 
 __all__ = ["CanonicalProblem", "OutputSpec", "ParameterSpec"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -154,11 +153,11 @@ class CanonicalProblem:
     def program_adjoint(self, gradient: ProgramTangent, theta: Sequence[Array]) -> list[Array]:
         """Gradients for the parameters from the gradient for the wanted values; `program`'s
         adjoint at `theta`. Each has its parameter's shape (batch or 1, size)."""
-        gradients = [np.zeros_like(t) for t in theta]
+        gradients = [zeros(t.shape, t) for t in theta]
         for (position, is_log), value in self._parts_adjoint(gradient, theta):
             if is_log:
                 # d log θ = dθ / θ; a failed row has a zero gradient whatever its θ.
-                value = value / np.where(value == 0.0, 1.0, theta[position])
+                value = value / namespace(value).where(value == 0.0, 1.0, theta[position])
             gradients[position] += value
         return gradients
 
@@ -172,10 +171,10 @@ class CanonicalProblem:
         self, gradient: ProgramTangent, theta: Sequence[Array], along: Sequence[Array]
     ) -> list[Array]:
         """Change of `program_adjoint` along a change of the parameters: d (1/θ) = −dθ/θ²."""
-        gradients = [np.zeros_like(t) for t in theta]
+        gradients = [zeros(t.shape, t) for t in theta]
         for (position, is_log), value in self._parts_adjoint(gradient, theta):
             if is_log:
-                divisor = np.where(value == 0.0, 1.0, theta[position])
+                divisor = namespace(value).where(value == 0.0, 1.0, theta[position])
                 gradients[position] -= value * along[position] / divisor**2
         return gradients
 
@@ -185,7 +184,9 @@ class CanonicalProblem:
         """Change of `program_tangent` along a change of the parameters."""
         return self._linear(
             [
-                -tangent[i] * along[i] / theta[i] ** 2 if is_log else np.zeros_like(tangent[i])
+                -tangent[i] * along[i] / theta[i] ** 2
+                if is_log
+                else zeros(tangent[i].shape, tangent[i])
                 for i, is_log in self.parts
             ]
         )
@@ -196,9 +197,9 @@ class CanonicalProblem:
         for output in self.outputs:
             value = output.recovery.apply((x, z))
             if not output.recovery.depends_on:  # canonicalization eliminated the variable
-                value = np.repeat(value, len(x), axis=0)
+                value = repeated(value, len(x))
             if output.exponentiate:
-                value = np.exp(value)
+                value = namespace(value).exp(value)
             values.append(value.reshape(len(x), *output.shape))
         return values
 
@@ -209,7 +210,7 @@ class CanonicalProblem:
 
         The second is None where no output with a gradient depends on z.
         """
-        gx = np.zeros_like(x)
+        gx = zeros(x.shape, x)
         gz: Array | None = None
         for spec, gradient, value in zip(self.outputs, gradients, outputs, strict=True):
             if gradient is None:
@@ -218,7 +219,7 @@ class CanonicalProblem:
             if spec.exponentiate:
                 flat = flat * value.reshape(flat.shape)
             if not spec.recovery.covers_all:
-                flat = flat[:, spec.recovery.rows]
+                flat = flat[:, held(spec.recovery.rows, flat)]
             for source, pulled in spec.recovery.adjoint(flat, (x, z)).items():
                 if source == 0:
                     gx += pulled
@@ -230,14 +231,16 @@ class CanonicalProblem:
         """Change of the outputs along a change of the point."""
         tangents = []
         for spec, value in zip(self.outputs, outputs, strict=True):
-            tangent = np.zeros((len(dx), spec.recovery.size))
-            tangent[:, spec.recovery.rows] = spec.recovery.linear((dx, dz))
+            tangent = zeros((len(dx), spec.recovery.size), dx)
+            tangent[:, held(spec.recovery.rows, dx)] = spec.recovery.linear((dx, dz))
             shaped = tangent.reshape(value.shape)
             tangents.append(shaped * value if spec.exponentiate else shaped)
         return tangents
 
     def _parts(self, theta: Sequence[Array]) -> list[Array]:
-        return [np.log(theta[i]) if is_log else theta[i] for i, is_log in self.parts]
+        return [
+            namespace(theta[i]).log(theta[i]) if is_log else theta[i] for i, is_log in self.parts
+        ]
 
     def _linear(self, parts: Sequence[Array]) -> ProgramTangent:
         return ProgramTangent(*(f.linear(parts) for f in (self.P, self.q, self.A, self.b)))

@@ -9,6 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import ArrayLike
 
+from cvxlayers.arrays import held
 from cvxlayers.cones.barrier import barrier_level, spectrum_of_hessian
 from cvxlayers.cones.base import Array, at_least, frame_of_ray, rescale
 from cvxlayers.cones.power_barrier import SmoothPoint, find_smooth_point
@@ -182,8 +183,7 @@ def _second_in_plane(xp: Any, w: Array, α: Array) -> tuple[Array, Array, Array]
 
 
 def _exponents(xp: Any, alpha: Array, w: Array) -> Array:
-    shared = xp.asarray(alpha, dtype=w.dtype, device=device(w))
-    return xp.broadcast_to(shared, w.shape[:-1])
+    return xp.broadcast_to(held(alpha, w), w.shape[:-1])
 
 
 def _spectrum_in_plane(xp: Any, w: Array, α: Array) -> Array:

@@ -141,7 +141,7 @@ class ProductCone:
         s = xp.empty_like(w)
         for group in self.groups:
             part = group.cone.project(group.blocks_of(xp, w), _part(xp, group, near))
-            s[..., group.index_for(xp, w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
+            s[..., group.index_for(w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
         return s
 
     def spectrum(self, w: Array, near: Array | None = None) -> Spectrum:
@@ -169,7 +169,7 @@ class ProductCone:
         blocks = []
         for group in self.groups:
             part, U = group.cone.spectrum(group.blocks_of(xp, w), _part(xp, group, near))
-            lam[..., group.index_for(xp, w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
+            lam[..., group.index_for(w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
             if U is not None:
                 blocks.append((group, U))
         return Spectrum(lam, tuple(blocks))
@@ -196,7 +196,7 @@ class ProductCone:
         for group in self.groups:
             if not isinstance(group.cone, Zero | NonNegative):
                 part = group.cone.second(*(group.blocks_of(xp, v) for v in (w, h, k)))
-                index = group.index_for(xp, w)
+                index = group.index_for(w)
                 second[..., index] = xp.reshape(part, (*second.shape[:-1], group.rows.size))
         return second
 
@@ -231,7 +231,7 @@ class ProductCone:
         for group in self.groups:
             level = _level(xp, w, mu)
             part = group.cone.smooth(group.blocks_of(xp, w), level, _part(xp, group, near))
-            s[..., group.index_for(xp, w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
+            s[..., group.index_for(w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
         return s
 
     def smooth_spectrum(self, w: Array, mu: Array | float, near: Array | None = None) -> Spectrum:
@@ -258,7 +258,7 @@ class ProductCone:
         for group in self.groups:
             of_w, level = group.blocks_of(xp, w), _level(xp, w, mu)
             part, U = group.cone.smooth_spectrum(of_w, level, _part(xp, group, near))
-            lam[..., group.index_for(xp, w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
+            lam[..., group.index_for(w)] = xp.reshape(part, (*w.shape[:-1], group.rows.size))
             if U is None and not isinstance(group.cone, Zero):
                 # Whoever treats curved rows in a way of their own looks for them among the blocks.
                 U = xp.ones_like(of_w)[..., None]

@@ -7,9 +7,10 @@ from math import isqrt
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import held
 from cvxlayers.cones.barrier import barrier_level, below_one, smooth_positive
 from cvxlayers.cones.base import EPS, Array, at_least
 from cvxlayers.cones.second_derivative import on_units
@@ -41,8 +42,13 @@ def _unpacking(k: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     return position.ravel(), np.where(np.eye(k, dtype=bool), 1.0, 0.5**0.5).ravel()
 
 
-def _like(xp: Any, array: NDArray[Any], w: Array) -> Array:
-    return xp.asarray(array, device=device(w))
+@lru_cache(maxsize=64)
+def _packing(k: int) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Place in the matrix, row-major, of every svec entry, what to multiply it by, and the factors
+    of the entries of an eigenvector (see `PSD.spectrum`)."""
+    rows, cols = triangle(k)
+    weight = np.where(rows == cols, 0.5**0.5, 1.0)
+    return rows * k + cols, np.where(rows == cols, 1.0, 2.0**0.5), weight[:, None] * weight
 
 
 def svec(matrix: Array) -> Array:
@@ -68,10 +74,9 @@ def svec(matrix: Array) -> Array:
     """
     xp = array_namespace(matrix)
     k = matrix.shape[-1]
-    rows, cols = triangle(k)
+    places, factor, _ = _packing(k)
     flat = xp.reshape(matrix, (*matrix.shape[:-2], k * k))
-    entries = xp.take(flat, _like(xp, rows * k + cols, matrix), axis=-1)
-    return entries * _like(xp, np.where(rows == cols, 1.0, 2.0**0.5), matrix)
+    return xp.take(flat, held(places, matrix), axis=-1) * held(factor, matrix)
 
 
 def smat(vector: Array) -> Array:
@@ -105,7 +110,7 @@ def smat(vector: Array) -> Array:
     if k * (k + 1) // 2 != q:
         raise ValueError(f"the last axis must hold a triangle, k(k+1)/2 entries, got {q}")
     position, factor = _unpacking(k)
-    flat = xp.take(vector, _like(xp, position, vector), axis=-1) * _like(xp, factor, vector)
+    flat = xp.take(vector, held(position, vector), axis=-1) * held(factor, vector)
     return xp.reshape(flat, (*vector.shape[:-1], k, k))
 
 
@@ -160,7 +165,7 @@ class PSD:
         """
         xp = array_namespace(w)
         rows, cols = triangle(self.k)
-        i, j = _like(xp, rows, w), _like(xp, cols, w)
+        i, j = held(rows, w), held(cols, w)
         values, V = xp.linalg.eigh(smat(w))
 
         positive = at_least(xp, values, 0.0)
@@ -188,7 +193,7 @@ class PSD:
         """
         xp = array_namespace(w)
         rows, cols = triangle(self.k)
-        i, j = _like(xp, rows, w), _like(xp, cols, w)
+        i, j = held(rows, w), held(cols, w)
         values, V = xp.linalg.eigh(smat(w))
         s, root = smooth_positive(xp, values, barrier_level(xp, w, mu))
         numerator, total = (xp.take(a, i, axis=-1) + xp.take(a, j, axis=-1) for a in (s, root))
@@ -223,13 +228,12 @@ class PSD:
     def _eigenvectors(self, xp: Any, V: Array) -> Array:
         """svec(vᵢvⱼᵀ + vⱼvᵢᵀ)/√2, or svec(vᵢvᵢᵀ) where i = j, as columns."""
         rows, cols = triangle(self.k)
-        i, j = _like(xp, rows, V), _like(xp, cols, V)
+        i, j = held(rows, V), held(cols, V)
         # Column (i, j), entry (a, b): weight · (V_ai V_bj + V_aj V_bi), each side of it √2 or 1.
         upper, lower = xp.take(V, i, axis=-2), xp.take(V, j, axis=-2)
         products = xp.take(upper, i, axis=-1) * xp.take(lower, j, axis=-1)
         products = products + xp.take(upper, j, axis=-1) * xp.take(lower, i, axis=-1)
-        weight = np.where(rows == cols, 0.5**0.5, 1.0)
-        return products * _like(xp, weight[:, None] * weight, V)
+        return products * held(_packing(self.k)[2], V)
 
 
 def _second(xp: Any, w: Array, h: Array, k: Array) -> Array:

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import held
 from cvxlayers.cones.base import Array, Cone
 from cvxlayers.cones.second_order import AxisRotation
 
@@ -32,20 +33,21 @@ class Group:
     rows: NDArray[np.intp]
 
     @cached_property
+    def flat(self) -> NDArray[np.intp]:
+        """The rows of all blocks in order."""
+        return self.rows.ravel()
+
+    @cached_property
     def index(self) -> slice | NDArray[np.intp]:
-        """The rows of all blocks in order: a slice where they are contiguous (a view, no copy)."""
-        flat = self.rows.ravel()
+        """The same; a slice where they are contiguous (a view, no copy)."""
+        flat = self.flat
         if np.array_equal(flat, np.arange(flat[0], flat[0] + len(flat))):
             return slice(int(flat[0]), int(flat[0]) + len(flat))
         return flat
 
-    def index_for(self, xp: Any, v: Array) -> Any:
+    def index_for(self, v: Array) -> Any:
         """`index`, on the device of v."""
-        return (
-            self.index
-            if isinstance(self.index, slice)
-            else xp.asarray(self.index, device=device(v))
-        )
+        return self.index if isinstance(self.index, slice) else held(self.index, v)
 
     def blocks_of(self, xp: Any, v: Array) -> Array:
         """The rows of v, shape (..., m), as blocks, shape (..., c, q)."""
@@ -53,7 +55,7 @@ class Group:
 
     def pick(self, xp: Any, v: Array, axis: int) -> Array:
         """The rows of all blocks along an axis, the last or the one before it."""
-        index = self.index_for(xp, v)
+        index = self.index_for(v)
         if isinstance(index, slice):
             return v[..., index] if axis == -1 else v[..., index, :]
         # Not by v[..., index]: the layout of that, and so the order of sums over it, depends on
@@ -147,7 +149,7 @@ class Spectrum:
         n = A.shape[-1]
         product = xp.asarray(xp.broadcast_to(A, (*batch, *A.shape[-2:])), copy=True)
         for group, U in self.blocks:
-            index = group.index_for(xp, A)
+            index = group.index_for(A)
             picked = group.pick(xp, A, axis=-2)
             block = xp.reshape(picked, (*A.shape[:-2], *group.rows.shape, n))
             if isinstance(U, AxisRotation):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from cvxlayers.arrays import held
 from cvxlayers.dense.cones import Product
 from cvxlayers.dense.equilibration import cost_scale, equilibrate, largest, unit_of_data
 from cvxlayers.program import Pattern
@@ -25,27 +26,19 @@ INFINITE = 1e20
 
 def dense_matrix(pattern: Pattern, values: Tensor) -> Tensor:
     """Matrices of shape (B, rows, columns) from values of shape (B, nnz) on a pattern."""
-    rows, cols = _indices(pattern, values.device)
-    matrix = values.new_zeros((len(values), *pattern.shape))
-    matrix[:, rows, cols] = values
-    return matrix
+    m, n = pattern.shape
+    matrix = values.new_zeros((len(values), m * n))
+    matrix[:, held(pattern.places, values)] = values
+    return matrix.unflatten(1, (m, n))
 
 
 def dense_symmetric(pattern: Pattern, values: Tensor) -> Tensor:
     """The same from the pattern of an upper triangle."""
-    rows, cols = _indices(pattern, values.device)
-    matrix = values.new_zeros((len(values), *pattern.shape))
-    matrix[:, rows, cols] = values
-    matrix[:, cols, rows] = values
-    return matrix
-
-
-def _indices(pattern: Pattern, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows, cols = (
-        torch.as_tensor(index, device=device, dtype=torch.long)
-        for index in (pattern.rows, pattern.cols)
-    )
-    return rows, cols
+    n, _ = pattern.shape
+    matrix = values.new_zeros((len(values), n * n))
+    matrix[:, held(pattern.places, values)] = values
+    matrix[:, held(pattern.mirrored, values)] = values
+    return matrix.unflatten(1, (n, n))
 
 
 @dataclass

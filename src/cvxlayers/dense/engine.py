@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,17 @@ from cvxlayers.dense.judgement import Tolerances, outcome
 from cvxlayers.program import ProblemStructure
 
 __all__ = ["Engine"]
+
+
+# Made once for a structure and a device.
+_cones: WeakKeyDictionary[ProblemStructure, dict[torch.device, Product]] = WeakKeyDictionary()
+
+
+def _cones_of(structure: ProblemStructure, device: torch.device) -> Product:
+    made = _cones.setdefault(structure, {})
+    if device not in made:
+        made[device] = Product(structure.dims, device)
+    return made[device]
 
 
 class Engine:
@@ -72,7 +85,7 @@ class Engine:
             A value of `time.monotonic`. What is under way then is stopped.
         """
         with torch.no_grad():
-            cones, limits = Product(self.structure.dims, q.device), Tolerances(*tolerances)
+            cones, limits = _cones_of(self.structure, q.device), Tolerances(*tolerances)
             pieces = []
             for rows in self._pieces(batch):
                 part = [v if len(v) == 1 else v[rows] for v in (P, q, A, b)]
@@ -83,9 +96,11 @@ class Engine:
             return Answer(**{name: torch.cat([vars(p)[name] for p in pieces]) for name in names})
 
     def _pieces(self, batch: int) -> list[slice]:
-        most = max(1, int(self.memory // self.bytes_per_instance))
-        size = -(-batch // -(-max(batch, 1) // most))
-        return [slice(i, min(i + size, batch)) for i in range(0, max(batch, 1), max(size, 1))]
+        if batch == 0:
+            return [slice(0, 0)]
+        most = max(1, int(min(batch, self.memory / self.bytes_per_instance)))
+        size = -(-batch // -(-batch // most))
+        return [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
 
     def _solve_piece(
         self,

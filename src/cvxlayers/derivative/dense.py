@@ -8,9 +8,9 @@ eliminated, v̄ₑ = Mₑ⁻¹(Ãₑ u − rₑ), so that
 
 is left, of about n rows for a second-order cone or a semidefinite one of full rank.
 
-The explicit inverse of the equilibrated, slightly regularised matrix serves as the factor: LAPACK
-computes it for a batch in one call, one product applies it, and refinement against the matrix
-itself (not regularised) takes the error of both away.
+The explicit inverse of the equilibrated, slightly regularised matrix serves as the factor: it is
+computed for a batch at once (see `inverse`), one product applies it, and refinement against the
+matrix itself (not regularised) takes the error of both away.
 """
 
 from __future__ import annotations
@@ -21,13 +21,25 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import (
+    Array,
+    fetched,
+    full,
+    held,
+    is_host,
+    largest,
+    namespace,
+    put,
+    sent,
+    take,
+    zeros,
+)
 from cvxlayers.cones import Spectrum
 from cvxlayers.derivative.geometry import Geometry
+from cvxlayers.derivative.inverse import VANISHING, inverse, least_squares
 from cvxlayers.program import ConeProgram
 
-__all__ = ["DenseSystem"]
-
-Array = NDArray[np.float64]
+__all__ = ["DenseSystem", "kept_rows"]
 
 # Relative to the equilibrated matrix, whose entries are at most one. It only has to keep the
 # inverse finite; refinement removes it at the rate REGULARISATION × ‖K⁻¹‖.
@@ -62,15 +74,15 @@ class DenseSystem:
 
     Attributes
     ----------
-    degenerate : ndarray of bool
+    degenerate : array of bool
         Shape (B,): where K is singular, so that solutions are minimum-norm least squares.
-    residual : ndarray
+    residual : array
         Shape (B,): that of the last solve, relative to the right-hand side; NaN before any.
     """
 
     def __init__(self, geometry: Geometry, program: ConeProgram, spectrum: Spectrum, k: int):
         n, m = geometry.structure.n, geometry.structure.m
-        lam = spectrum.lam
+        lam, xp = spectrum.lam, namespace(spectrum.lam)
         batch = len(lam)
         coupled = kept_rows(spectrum)
         if k == m:
@@ -78,13 +90,14 @@ class DenseSystem:
             used, lam_used = coupled, lam
         else:
             # Coupled rows first, in order.
-            self.index = np.argsort(~coupled, axis=1, kind="stable")[:, :k]
-            used = np.take_along_axis(coupled, self.index, axis=1)
-            lam_used = np.take_along_axis(lam, self.index, axis=1)
+            last = xp.astype(~coupled, xp.int8)
+            self.index = xp.argsort(last, axis=1, stable=True)[:, :k]
+            used = xp.take_along_axis(coupled, self.index, axis=1)
+            lam_used = xp.take_along_axis(lam, self.index, axis=1)
         self.used, self.n, self.m, self.k = used, n, m, k
-        self.curved = None if spectrum.is_identity else _curved_rows(spectrum)
+        self.curved = None if spectrum.is_identity else geometry.curved_rows(spectrum)
 
-        K = np.zeros((batch, n + k, n + k))
+        K = zeros((batch, n + k, n + k), lam)
         K[:, :n, :n] = geometry.dense_P(program.P)
         if k or self.curved is not None:
             plain = geometry.dense_A(program.A)
@@ -92,50 +105,51 @@ class DenseSystem:
             if self.curved is not None:
                 _drop_rounding(A, plain, spectrum)
         if self.curved is not None:
-            inside = lam[:, self.curved]
-            inside = np.where(inside < ELIMINATED, 1.0, inside)
+            inside = lam[:, held(self.curved, lam)]
+            inside = xp.where(inside < ELIMINATED, 1.0, inside)
             # Not by A[:, …]: the layout of that, and so the order of sums over it, depends on the
             # size of the batch.
-            self.A_e = np.take(A, self.curved, axis=1)
+            self.A_e = xp.take(A, held(self.curved, A), axis=1)
             self.W_e = (1.0 - inside) / inside
-            K[:, :n, :n] += np.swapaxes(self.A_e, 1, 2) @ (self.W_e[:, :, None] * self.A_e)
+            K[:, :n, :n] += self.A_e.mT @ (self.W_e[:, :, None] * self.A_e)
         if k:
             if self.index is None:
-                rows = A * used[:, :, None] if not used.all() else A
+                rows = A if bool(used.all()) else xp.where(used[:, :, None], A, 0.0)
             else:
                 if len(A) == 1:
                     rows = A[0][self.index]
                 else:
-                    rows = A[np.arange(batch)[:, None], self.index]
-                rows[~used] = 0.0
+                    rows = A[sent(np.arange(batch)[:, None], A), self.index]
+                rows = xp.where(used[:, :, None], rows, 0.0)
             K[:, n:, :n] = rows
-            K[:, :n, n:] = np.swapaxes(rows, 1, 2)
-            diagonal = np.arange(n, n + k)
+            K[:, :n, n:] = rows.mT
             with np.errstate(divide="ignore"):
-                M = np.where(used, lam_used / (1.0 - lam_used), 1.0)
-            K[:, diagonal, diagonal] = -M
+                M = xp.where(used, lam_used / (1.0 - lam_used), 1.0)
+            _diagonal(K)[:, n:] = -M
         self.K = K
         self.scale, empty = _equilibrate(K, n)
         # A variable without curvature in no coupled row (the bound of an abs that does not bind,
         # say) is not determined at all: the least-norm u is zero there.
-        self.empty = empty if empty.any() else None
+        self.empty = empty if bool(empty.any()) else None
         if self.empty is not None:
-            K[empty[:, :, None] & np.eye(n + k, dtype=bool)] = 1.0
+            diagonal = _diagonal(K)
+            diagonal[...] = xp.where(empty, 1.0, diagonal)
         scaled = K * self.scale[:, :, None] * self.scale[:, None, :]
-        diagonal = np.arange(n + k)
-        scaled[:, diagonal, diagonal] += np.where(diagonal < n, REGULARISATION, -REGULARISATION)
-        inverse = np.asarray(np.linalg.inv(scaled), dtype=np.float64)
-        size = np.abs(inverse).max(axis=(1, 2)) if n + k else np.zeros(batch)
-        inverse *= self.scale[:, :, None]
-        inverse *= self.scale[:, None, :]
-        self.inverse = inverse
-        self.degenerate = np.zeros(batch, dtype=bool)
-        self.residual = np.full(batch, np.nan)
+        diagonal = _diagonal(scaled)
+        diagonal[:, :n] += REGULARISATION
+        diagonal[:, n:] -= REGULARISATION
+        found = inverse(scaled, n)
+        size = largest(largest(found))
+        found *= self.scale[:, :, None]
+        found *= self.scale[:, None, :]
+        self.inverse = found
         suspects = ~(size * REGULARISATION < SINGULAR)
-        if suspects.any():
+        self.degenerate = xp.zeros_like(suspects)
+        self.residual = full((batch,), np.nan, lam)
+        if bool(suspects.any()):
             # A singular matrix cannot be solved for a right-hand side taken at random.
-            trial = np.random.default_rng(0).standard_normal((1, n + k, 1)) / self.scale[..., None]
-            _, _, solvable = self._refined(trial)
+            trial = np.random.default_rng(0).standard_normal((1, n + k, 1))
+            _, _, solvable = self._refined(sent(trial, lam) / self.scale[..., None])
             self.degenerate = suspects & ~solvable
 
     def take(self, rows: NDArray[np.intp]) -> DenseSystem:
@@ -144,7 +158,7 @@ class DenseSystem:
         names = ["K", "inverse", "scale", "used", "degenerate", "residual", "index", "empty"]
         for name in names if self.curved is None else [*names, "A_e", "W_e"]:
             value = getattr(self, name)
-            setattr(part, name, None if value is None else value[rows])
+            setattr(part, name, None if value is None else take(value, rows))
         return part
 
     def solve(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
@@ -152,61 +166,67 @@ class DenseSystem:
 
         v̄ is zero on the rows that are dropped.
         """
-        right = np.zeros((len(r1), self.n + self.k, 1))
+        xp = namespace(r1)
+        right = zeros((len(r1), self.n + self.k, 1), r1)
         right[:, : self.n, 0] = r1
         if r2 is not None and self.curved is not None:
-            r_e = r2[:, self.curved]
+            r_e = r2[:, held(self.curved, r2)]
             right[:, : self.n, 0] += _transposed(self.A_e, self.W_e * r_e)
         if r2 is not None and self.k:
-            picked = r2 if self.index is None else np.take_along_axis(r2, self.index, axis=1)
-            right[:, self.n :, 0] = np.where(self.used, picked, 0.0)
+            picked = r2 if self.index is None else xp.take_along_axis(r2, self.index, axis=1)
+            right[:, self.n :, 0] = xp.where(self.used, picked, 0.0)
         if self.empty is not None:
-            self.degenerate |= ((right[:, :, 0] != 0.0) & self.empty).any(axis=1)
-            right[self.empty] = 0.0
+            unsolvable = (right[:, :, 0] != 0.0) & self.empty
+            self.degenerate = self.degenerate | xp.any(unsolvable, axis=1)
+            right = xp.where(self.empty[:, :, None], 0.0, right)
         y, self.residual, solved = self._refined(right)
-        self.degenerate |= ~solved
-        for i in np.flatnonzero(self.degenerate):
-            y[i, :, 0] = _least_squares(self.K[i], right[i, :, 0])
-            missed = np.abs(self.scale[i] * (right[i, :, 0] - self.K[i] @ y[i, :, 0])).max()
-            bound = np.abs(self.scale[i] * right[i, :, 0]).max()
-            self.residual[i] = missed / bound if bound else 0.0
+        self.degenerate = self.degenerate | ~solved
+        rows = np.flatnonzero(fetched(self.degenerate))
+        if len(rows):
+            y, self.residual = xp.asarray(y, copy=True), xp.asarray(self.residual, copy=True)
+            K, b, scale = (take(a, rows) for a in (self.K, right[:, :, 0], self.scale))
+            best = _least_squares(K, b)
+            missed = largest(scale * (b - (K @ best[:, :, None])[:, :, 0]))
+            bound = largest(scale * b)
+            put(y, rows, best[:, :, None])
+            put(self.residual, rows, missed / xp.where(bound > 0.0, bound, 1.0))
         u = y[:, : self.n, 0]
-        v = np.zeros((len(r1), self.m))
+        v = zeros((len(r1), self.m), r1)
         if self.k:
-            found = np.where(self.used, y[:, self.n :, 0], 0.0)
+            found = xp.where(self.used, y[:, self.n :, 0], 0.0)
             if self.index is None:
                 v = found
             else:
-                np.put_along_axis(v, self.index, found, axis=1)
+                v[sent(np.arange(len(v))[:, None], v), self.index] = found
         if self.curved is not None:
             v_e = (self.A_e @ u[:, :, None])[:, :, 0]
             if r2 is not None:
                 v_e -= r_e
-            v[:, self.curved] += self.W_e * v_e
+            v[:, held(self.curved, v)] += self.W_e * v_e
         return u, v
 
     def _refined(self, right: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Solutions, their relative residuals, and which of them are solutions."""
         y = self.inverse @ right
         # Residuals are judged in the equilibrated metric, where all rows weigh the same.
-        weight = self.scale[:, :, None]
+        weight, xp = self.scale[:, :, None], namespace(right)
         bound = _height(weight * right)
         residual = right - self.K @ y
         error = _height(weight * residual)
         pending = error > TARGET * bound
         for _ in range(REFINEMENTS):
-            if not pending.any():
+            if not bool(pending.any()):
                 break
             trial = y + self.inverse @ residual
             trial_residual = right - self.K @ trial
             trial_error = _height(weight * trial_residual)
             better = pending & (trial_error < error)
-            y = np.where(better[:, None, None], trial, y)
-            residual = np.where(better[:, None, None], trial_residual, residual)
-            error = np.where(better, trial_error, error)
+            y = xp.where(better[:, None, None], trial, y)
+            residual = xp.where(better[:, None, None], trial_residual, residual)
+            error = xp.where(better, trial_error, error)
             pending = better & (error > TARGET * bound)
         size = _height(y / weight)
-        relative = error / np.where(bound > 0.0, bound, 1.0)
+        relative = error / xp.where(bound > 0.0, bound, 1.0)
         return y, relative, (error <= ACCEPTED * bound) | (error <= ROUNDING * size)
 
 
@@ -216,20 +236,21 @@ def _drop_rounding(rotated: Array, plain: Array, spectrum: Spectrum) -> None:
     A variable without curvature that moves along the ray of a second-order cone alone would
     otherwise get a curvature of 1e-32, and the unit of the objective would be judged by it.
     """
+    xp = namespace(plain)
     for group, _ in spectrum.blocks:
-        size = np.abs(np.take(plain, group.rows, axis=1)).max(axis=2, keepdims=True)
-        block = np.take(rotated, group.rows, axis=1)
-        block[np.abs(block) <= ROTATION * group.rows.shape[1] * size] = 0.0
-        rotated[:, group.rows] = block
+        count, q = group.rows.shape
+        rows = held(group.flat, plain)
+        before, after = (
+            xp.take(A, rows, axis=1).reshape(len(A), count, q, A.shape[2]) for A in (plain, rotated)
+        )
+        size = xp.max(xp.abs(before), axis=2, keepdims=True)
+        after = xp.where(xp.abs(after) <= ROTATION * q * size, 0.0, after)
+        rotated[:, rows] = after.reshape(len(rotated), count * q, -1)
 
 
-def kept_rows(spectrum: Spectrum) -> NDArray[np.bool_]:
+def kept_rows(spectrum: Spectrum) -> Array:
     """Which rows a `DenseSystem` has to keep, shape (B, m)."""
     return spectrum.lam < ELIMINATED
-
-
-def _curved_rows(spectrum: Spectrum) -> NDArray[np.intp]:
-    return np.sort(np.concatenate([group.rows.ravel() for group, _ in spectrum.blocks]))
 
 
 def _transposed(A: Array, v: Array) -> Array:
@@ -237,36 +258,45 @@ def _transposed(A: Array, v: Array) -> Array:
     return (v[:, None, :] @ A)[:, 0, :]
 
 
-def _height(vectors: Array) -> Array:
-    return np.abs(vectors).max(axis=(1, 2), initial=0.0)
+def _height(columns: Array) -> Array:
+    """The largest entry of every column, shape (B, n, 1)."""
+    return largest(columns[:, :, 0])
 
 
-def _equilibrate(K: Array, n: int) -> tuple[Array, NDArray[np.bool_]]:
+def _diagonal(matrices: Array) -> Array:
+    """A view of the diagonals of contiguous matrices."""
+    batch, n, _ = matrices.shape
+    return matrices.reshape(batch, n * n)[:, :: n + 1]
+
+
+def _equilibrate(K: Array, n: int) -> tuple[Array, Array]:
     """Symmetric scaling that brings the largest entry of every row near one (Ruiz, 2001), and
     which rows are empty.
 
     It starts from P of size one: the unit of the objective scales u against v̄, and Ruiz's
     iteration alone does not find that out.
     """
-    magnitude = np.abs(K)
-    largest = magnitude.max(axis=2, initial=0.0)
-    empty = largest == 0.0
-    scale = np.ones_like(largest)
+    xp = namespace(K)
+    magnitude = xp.abs(K)
+    size = largest(magnitude)
+    empty = size == 0.0
+    scale = xp.ones_like(size)
     if 0 < n < K.shape[1]:
-        size = magnitude[:, :n, :n].max(axis=2).mean(axis=1, keepdims=True)
-        root = np.sqrt(np.where(size > 0.0, size, 1.0))
+        mean = xp.mean(largest(magnitude[:, :n, :n]), axis=1, keepdims=True)
+        root = xp.sqrt(xp.where(mean > 0.0, mean, 1.0))
         scale[:, :n] /= root
         scale[:, n:] *= root
     for _ in range(3):
-        np.abs(K, out=magnitude)
-        magnitude *= scale[:, None, :]
-        largest = magnitude.max(axis=2, initial=0.0) * scale
-        scale /= np.sqrt(np.where(empty, 1.0, largest))
+        size = largest(magnitude * scale[:, None, :]) * scale
+        scale /= xp.sqrt(xp.where(empty, 1.0, size))
     return scale, empty
 
 
 def _least_squares(K: Array, right: Array) -> Array:
-    """Minimum-norm least-squares solution."""
-    if not np.isfinite(K).all():
-        return np.full_like(right, np.nan)
-    return scipy.linalg.lstsq(K, right, cond=1e-11, lapack_driver="gelsy")[0]
+    """Minimum-norm least-squares solutions, instance by instance on the host."""
+    if not is_host(K):
+        return least_squares(K, right)
+    best = np.full_like(right, np.nan)
+    for i in np.flatnonzero(np.isfinite(K).all(axis=(1, 2))):
+        best[i] = scipy.linalg.lstsq(K[i], right[i], cond=VANISHING, lapack_driver="gelsy")[0]
+    return best

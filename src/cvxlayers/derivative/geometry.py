@@ -4,18 +4,20 @@ P x, A x and Aᵀ z over a batch of values."""
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cvxlayers.cones import ProductCone
+from cvxlayers.arrays import Array, held, held_matrix, is_host, zeros
+from cvxlayers.cones import ProductCone, Spectrum
 from cvxlayers.lanes import Engine, engine_for
 from cvxlayers.program import Pattern, ProblemStructure
 
 __all__ = ["Geometry"]
 
-Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 
@@ -40,14 +42,25 @@ class _Gather:
 
     def __call__(self, values: Array, x: Array) -> Array:
         if not len(self.entry):
-            return np.zeros((len(x), self.size))
-        products = values[:, self.entry] * x[:, self.source]
+            return zeros((len(x), self.size), x)
+        products = values[:, held(self.entry, x)] * x[:, held(self.source, x)]
+        if not is_host(x):
+            return (held_matrix(self._sums, x) @ products.T).T
         sums = np.add.reduceat(products, self.starts, axis=1)
         if self.is_full:
             return sums
         y = np.zeros((len(sums), self.size))
         y[:, self.targets] = sums
         return y
+
+    @cached_property
+    def _sums(self) -> sp.csr_array:
+        """The matrix that adds what belongs to one output row."""
+        counts = np.zeros(self.size, dtype=np.int64)
+        counts[self.targets] = np.diff(self.starts, append=len(self.entry))
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        ones, places = np.ones(len(self.entry)), np.arange(len(self.entry))
+        return sp.csr_array((ones, places, indptr), shape=(self.size, len(self.entry)))
 
 
 class Geometry:
@@ -86,11 +99,21 @@ class Geometry:
         self.apply_At = _Gather(A.cols, A.rows, entries, structure.n)
         # Kept here by the sparse system when it first needs it.
         self.sparse_assembly: Any = None
+        self._curved_rows: dict[int, Index] = {}
 
-    @property
-    def engine(self) -> Engine | None:
-        """What solves many instances at once, if there is one for this structure."""
-        return engine_for(self.structure)
+    def engine_for(self, values: Array) -> Engine | None:
+        """What solves many instances with such values at once, if there is one for this
+        structure."""
+        return engine_for(self.structure) if is_host(values) else None
+
+    def curved_rows(self, spectrum: Spectrum) -> Index:
+        """The rows of all blocks of a spectrum of this geometry, in order."""
+        # Smoothed, nonnegative rows are blocks, too. The same array each time: see `held`.
+        count = len(spectrum.blocks)
+        if count not in self._curved_rows:
+            rows = np.concatenate([group.flat for group, _ in spectrum.blocks])
+            self._curved_rows[count] = np.sort(rows)
+        return self._curved_rows[count]
 
     def dense_A(self, values: Array) -> Array:
         """A as a dense array, shape (len(values), m, n)."""
@@ -98,7 +121,7 @@ class Geometry:
 
     def dense_P(self, values: Array) -> Array:
         """P as a dense array, shape (len(values), n, n)."""
-        return _dense(self.P_full, values[:, self.P_entry])
+        return _dense(self.P_full, values[:, held(self.P_entry, values)])
 
 
 def _both_triangles(upper: Pattern) -> tuple[Pattern, Index]:
@@ -114,6 +137,6 @@ def _both_triangles(upper: Pattern) -> tuple[Pattern, Index]:
 
 def _dense(pattern: Pattern, values: Array) -> Array:
     m, n = pattern.shape
-    flat = np.zeros((len(values), m * n))
-    flat[:, pattern.rows * np.intp(n) + pattern.cols] = values
+    flat = zeros((len(values), m * n), values)
+    flat[:, held(pattern.places, values)] = values
     return flat.reshape(-1, m, n)

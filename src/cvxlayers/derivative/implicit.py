@@ -37,6 +37,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, held, is_host, namespace, sent, take, zeros
 from cvxlayers.derivative.balance import row_scales, scale_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.in_lanes import LaneSystem
@@ -47,8 +48,6 @@ from cvxlayers.lanes import Engine, Outer
 from cvxlayers.program import ConeProgram, Pattern, ProblemStructure, ProgramTangent, Wanted
 
 __all__ = ["ImplicitDerivative"]
-
-Array = NDArray[np.float64]
 
 
 class ImplicitDerivative:
@@ -102,7 +101,7 @@ class ImplicitDerivative:
     @cached_property
     def system(self) -> System | LaneSystem:
         """The KKT system, made when it is first needed: in lanes, or factored in scaled rows."""
-        engine = self.geometry.engine
+        engine = self.geometry.engine_for(self.x)
         if engine is not None:
             return LaneSystem(engine, self.geometry, self.program, self.x, self.z, self.s)
         program, w, nearby = self._program, self._s - self._z, self._nearby
@@ -115,7 +114,8 @@ class ImplicitDerivative:
         if not len(stale):
             return nearby
         part = program if len(stale) == len(w) else program.take(stale)
-        return nearby.replaced(stale, factor(self.geometry, part, w[stale], self._s[stale]))
+        anew = factor(self.geometry, part, take(w, stale), take(self._s, stale))
+        return nearby.replaced(stale, anew)
 
     def quality(self) -> Quality:
         """Degenerate is where the KKT system is singular, so that its least-squares solution of
@@ -183,7 +183,7 @@ class ImplicitDerivative:
         dq = _fill(tangent.q, wanted.q, structure.n)
         db = self._over_tau(_fill(tangent.b, wanted.b, structure.m))
         if self._tau is not None:
-            dA = dA / self._tau[:, structure.A.rows]
+            dA = dA / self._tau[:, held(structure.A.rows, dA)]
         r1 = -(geometry.apply_P(dP, self.x) + dq + geometry.apply_At(dA, self._z))
         r2 = db - geometry.apply_A(dA, self.x)
         dx, dz = self._newton(r1, r2)
@@ -228,17 +228,18 @@ def contract(
     """dP, dq, dA, db from the adjoint (u, v), at the wanted entries only."""
     structure, shared = geometry.structure, wanted.shared
     P, A = structure.P, structure.A
-    dq = -_maybe_sum(u[:, wanted.q], "q" in shared)
-    db = _maybe_sum(v[:, wanted.b], "b" in shared)
+    dq = -_maybe_sum(u[:, held(wanted.q, u)], "q" in shared)
+    db = _maybe_sum(v[:, held(wanted.b, v)], "b" in shared)
     if not wanted.A.size + wanted.P.size:
-        dP, dA = (np.zeros((1 if name in shared else len(u), 0)) for name in "PA")
+        dP, dA = (zeros((1 if name in shared else len(u), 0), u) for name in "PA")
         return ProgramTangent(dP, dq, dA, db)
-    if geometry.engine is not None:
-        of_P, of_A = _outers_of(structure, geometry.engine, wanted)
+    engine = geometry.engine_for(u)
+    if engine is not None:
+        of_P, of_A = _outers_of(structure, engine, wanted)
         dA = of_A(z, u, v, x, "A" in shared)
         return ProgramTangent(of_P(u, x, x, u, "P" in shared), dq, dA, db)
     dA = -_outer(A, wanted.A, z, u, v, x, "A" in shared)
-    dP = _weight(P, wanted.P) * _outer(P, wanted.P, u, x, x, u, "P" in shared)
+    dP = sent(_weight(P, wanted.P), u) * _outer(P, wanted.P, u, x, x, u, "P" in shared)
     return ProgramTangent(dP, dq, dA, db)
 
 
@@ -256,7 +257,7 @@ def _outers_of(structure: ProblemStructure, engine: Engine, wanted: Wanted) -> t
     return made[1], made[2]
 
 
-def _weight(P: Pattern, entries: NDArray[np.intp]) -> Array:
+def _weight(P: Pattern, entries: NDArray[np.intp]) -> NDArray[np.float64]:
     # A stored off-diagonal entry of P stands for two entries of the matrix.
     return np.where(P.rows[entries] == P.cols[entries], -0.5, -1.0)
 
@@ -267,12 +268,12 @@ def _outer(
     """a bᵀ + c dᵀ at stored entries of a pattern, summed over the batch if `total`."""
     batch = len(a)
     if not len(entries):
-        return np.zeros((1 if total else batch, 0))
-    i, j = pattern.rows[entries], pattern.cols[entries]
+        return zeros((1 if total else batch, 0), a)
+    i, j = sent(pattern.rows[entries], a), sent(pattern.cols[entries], a)
     if not total or batch == 1:
         return a[:, i] * b[:, j] + c[:, i] * d[:, j]
     m, n = pattern.shape
-    if m * n <= 8 * len(entries) or m * n * batch <= 1_000_000:
+    if not is_host(a) or m * n <= 8 * len(entries) or m * n * batch <= 1_000_000:
         return (a.T @ b + c.T @ d)[i, j][None, :]
     # The sum over the batch without an array of batch × entries.
     out = np.zeros(len(entries))
@@ -282,12 +283,12 @@ def _outer(
 
 
 def _maybe_sum(values: Array, total: bool) -> Array:
-    return values.sum(axis=0, keepdims=True) if total else values
+    return namespace(values).sum(values, axis=0, keepdims=True) if total else values
 
 
 def _fill(values: Array, entries: NDArray[np.intp], size: int) -> Array:
     if len(entries) == size:
         return values
-    full = np.zeros((len(values), size))
-    full[:, entries] = values
+    full = zeros((len(values), size), values)
+    full[:, held(entries, values)] = values
     return full

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, copied, fetched, namespace, put, sent, take
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.implicit import contract
 from cvxlayers.program import ConeProgram, ConeSolution, ProgramTangent, Wanted
@@ -39,7 +40,6 @@ from cvxlayers.warning import warn
 
 __all__ = ["LpgdDerivative"]
 
-Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 # By name of the data: which of its entries move, and their direction, shape (B or 1, entries).
 Move = dict[str, tuple[Rows | slice, Array]]
@@ -113,7 +113,7 @@ class LpgdDerivative:
             if direction.shape[1]
         }
         quotient, failed = self._quotient(move)
-        quotient.slope[failed] = np.nan
+        put(quotient.slope, failed, np.nan)
         return self._split(quotient.slope)
 
     def hvp(self, gx: Array, gz: Array | None, tangent: ProgramTangent, wanted: Wanted) -> NoReturn:
@@ -126,18 +126,19 @@ class LpgdDerivative:
 
     def _quotient(self, move: Move) -> tuple[_Quotient, Rows]:
         """The quotients of all instances, and which of these have none."""
-        here = np.hstack([self.x, self.z])
-        quotient = _Quotient(np.zeros_like(here), here.copy())
+        xp = namespace(self.x)
+        here = xp.concat([self.x, self.z], axis=1)
+        quotient = _Quotient(xp.zeros_like(here), copied(here))
         # Where nothing moves there is nothing to solve.
         moving = np.zeros(len(here), dtype=bool)
         for _, direction in move.values():
-            moving |= direction.any(axis=1)
+            moving |= fetched(xp.any(direction != 0.0, axis=1))
         rows = np.flatnonzero(moving)
         for part in PARTS:
             if not len(rows):
                 break
             step = self.tau * part
-            found, there = _between(here[rows], *self._sides(move, rows, step), step)
+            found, there = _between(take(here, rows), *self._sides(move, rows, step), step)
             quotient.put(rows[there], found.take(there))
             rows = rows[~there]
         if len(rows):
@@ -150,22 +151,22 @@ class LpgdDerivative:
             # Data that all instances share remain so, if every side is solved by itself.
             return self._solve(move, rows, step), self._solve(move, rows, -step)
         count = len(rows)
-        steps = np.repeat([step, -step], count)[:, None]
+        steps = sent(np.repeat([step, -step], count)[:, None], self.x)
         points, solved = self._solve(move, np.tile(rows, 2), steps)
         return (points[:count], solved[:count]), (points[count:], solved[count:])
 
     def _solve(self, move: Move, rows: Rows, step: Array | float) -> _Side:
-        program = self._program.take(rows)
+        program, xp = self._program.take(rows), namespace(self.x)
         moved: dict[str, Any] = {}
         for name, (entries, direction) in move.items():
-            change = step * (direction if len(direction) == 1 else direction[rows])
+            change = step * (direction if len(direction) == 1 else take(direction, rows))
             values = getattr(program, name)
             shape = max(len(values), len(change)), values.shape[1]
-            values = np.array(np.broadcast_to(values, shape))
-            values[:, entries] += change
+            values = copied(xp.broadcast_to(values, shape))
+            values[:, entries if isinstance(entries, slice) else sent(entries, values)] += change
             moved[name] = values
         solution = self._resolve(replace(program, **moved))
-        return np.hstack([solution.x, solution.z]), solution.solved
+        return xp.concat([solution.x, solution.z], axis=1), solution.solved
 
     def _split(self, points: Array) -> tuple[Array, Array]:
         n = self.x.shape[1]
@@ -192,10 +193,11 @@ class _Quotient:
     middle: Array
 
     def take(self, rows: NDArray[np.bool_]) -> _Quotient:
-        return _Quotient(self.slope[rows], self.middle[rows])
+        return _Quotient(take(self.slope, rows), take(self.middle, rows))
 
     def put(self, rows: Rows, part: _Quotient) -> None:
-        self.slope[rows], self.middle[rows] = part.slope, part.middle
+        put(self.slope, rows, part.slope)
+        put(self.middle, rows, part.middle)
 
 
 def _between(
@@ -203,7 +205,10 @@ def _between(
 ) -> tuple[_Quotient, NDArray[np.bool_]]:
     """The quotients between two sides, one that is not solved replaced by the point itself, and
     which instances have at least one side."""
-    above, below = (np.where(solved[:, None], points, here) for points, solved in (plus, minus))
+    above, below = (
+        namespace(here).where(sent(solved[:, None], here), points, here)
+        for points, solved in (plus, minus)
+    )
     steps = plus[1].astype(np.float64) + minus[1]
-    slope = (above - below) / (step * np.maximum(steps, 1.0))[:, None]
+    slope = (above - below) / sent(step * np.maximum(steps, 1.0)[:, None], here)
     return _Quotient(slope, 0.5 * (above + below)), steps > 0.0

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, fetched, held, largest, namespace, put, take
 from cvxlayers.derivative.balance import row_scales, scale_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.system import System, factor, in_pieces
 from cvxlayers.program import ConeProgram
 
 __all__ = ["Polished", "polish", "residual", "residuals"]
-
-Array = NDArray[np.float64]
 
 # b and q below this size are scaled up.
 TINY = 1e-2
@@ -48,9 +47,10 @@ class Polished:
 
     Attributes
     ----------
-    x, z, s : ndarray
+    x, z, s : array
     residual : ndarray
-        Shape (B,): the larger of the primal and the dual residual, each relative to its terms.
+        Shape (B,), of NumPy: the larger of the primal and the dual residual, each relative to its
+        terms.
     system : System or None
         The last factored KKT systems; `System.is_at` tells where they are those at these points.
     """
@@ -58,7 +58,7 @@ class Polished:
     x: Array
     z: Array
     s: Array
-    residual: Array
+    residual: NDArray[np.float64]
     system: System | None
 
 
@@ -68,7 +68,7 @@ def residual(
     """F₁, F₂ and the scaled residual: the larger of ‖F₁‖/(1 + its largest term) and of
     |F₂ᵢ|/(1 + |sᵢ| + |bᵢ|), row by row, because a bound of 1e20 must not hide the other rows."""
     F1, F2, primal, dual, _ = _conditions(geometry, program, x, z, s)
-    return F1, F2, np.maximum(primal, dual)
+    return F1, F2, namespace(x).maximum(primal, dual)
 
 
 def residuals(
@@ -79,10 +79,11 @@ def residuals(
     The gap is |xᵀP x + qᵀx + bᵀz| / (1 + the larger of |primal| and |dual objective|).
     """
     _, _, primal, dual, Px = _conditions(geometry, program, x, z, s)
-    quadratic, linear = (Px * x).sum(axis=1), (program.q * x).sum(axis=1)
-    offset = (program.b * z).sum(axis=1)
-    largest = np.maximum(np.abs(0.5 * quadratic + linear), np.abs(0.5 * quadratic + offset))
-    return primal, dual, np.abs(quadratic + linear + offset) / (1.0 + largest)
+    xp = namespace(x)
+    quadratic, linear = xp.sum(Px * x, axis=1), xp.sum(program.q * x, axis=1)
+    offset = xp.sum(program.b * z, axis=1)
+    size = xp.maximum(xp.abs(0.5 * quadratic + linear), xp.abs(0.5 * quadratic + offset))
+    return primal, dual, xp.abs(quadratic + linear + offset) / (1.0 + size)
 
 
 def _conditions(
@@ -90,10 +91,11 @@ def _conditions(
 ) -> tuple[Array, Array, Array, Array, Array]:
     Px, Atz = geometry.apply_P(program.P, x), geometry.apply_At(program.A, z)
     Ax = geometry.apply_A(program.A, x)
-    F1 = Px + program.q + Atz
+    F1, xp = Px + program.q + Atz, namespace(x)
     F2 = Ax + s - program.b
-    dual = _norm(F1) / (1.0 + np.maximum(np.maximum(_norm(Px), _norm(Atz)), _norm(program.q)))
-    primal = _norm(F2 / (1.0 + np.abs(s) + np.abs(program.b)))
+    terms = xp.maximum(xp.maximum(largest(Px), largest(Atz)), largest(program.q))
+    dual = largest(F1) / (1.0 + terms)
+    primal = largest(F2 / (1.0 + xp.abs(s) + xp.abs(program.b)))
     return F1, F2, primal, dual, Px
 
 
@@ -107,7 +109,7 @@ def polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Arra
     x, z, s : ndarray
         Shapes (B, n), (B, m), (B, m): the solver's answers, all finite.
     """
-    engine = geometry.engine
+    engine = geometry.engine_for(x)
     if engine is None:
         return _in_units(geometry, program, x, z, s)
     x, z, s = (np.array(v, order="C") for v in (x, z, s))
@@ -135,12 +137,13 @@ def _in_units(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: A
 
 def _units(program: ConeProgram) -> Array | None:
     """A power of two near the size of b and q where both are small, shape (B, 1); one elsewhere."""
-    size = np.maximum(_norm(program.q), _norm(program.b))
-    if not (size < TINY).any():
+    xp = namespace(program.q)
+    size = xp.maximum(largest(program.q), largest(program.b))
+    if not bool((size < TINY).any()):
         return None
-    size = np.broadcast_to(size, program.batch)
-    exponent = np.round(np.log2(np.where((size > 0.0) & (size < TINY), size, 1.0)))
-    return np.asarray(2.0**exponent)[:, None]
+    size = xp.broadcast_to(size, (program.batch,))
+    exponent = xp.round(xp.log2(xp.where((size > 0.0) & (size < TINY), size, 1.0)))
+    return (2.0**exponent)[:, None]
 
 
 def _balanced(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:
@@ -153,37 +156,37 @@ def _balanced(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: A
     if len(failed):
         # A block at its apex has no size to go by, and may be better off as it was.
         part = program if len(failed) == len(x) else program.take(failed)
-        again = _polish(geometry, part, x[failed], z[failed], s[failed])
+        again = _polish(geometry, part, *(take(v, failed) for v in (x, z, s)))
         better = again.residual < point.residual[failed]
         for name in ("x", "z", "s", "residual"):
-            getattr(point, name)[failed[better]] = getattr(again, name)[better]
+            put(getattr(point, name), failed[better], take(getattr(again, name), better))
     return point
 
 
 def _polish(geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array) -> Polished:
-    # Points are improved in place, and x is needed as it was given.
-    best, system = _newton(geometry, program, x.copy(), s - z, s)
-    failed = np.flatnonzero(~(best.error <= ACCURATE))
+    best, system = _newton(geometry, program, x, s - z, s)
+    error = fetched(best.error)
+    failed = np.flatnonzero(~(error <= ACCURATE))
     if len(failed):
         part = program if len(failed) == len(x) else program.take(failed)
-        x, z, s = x[failed], z[failed], s[failed]
+        x, z, s = (take(v, failed) for v in (x, z, s))
         for start in (_paired_by_size, _released):
-            again, other = _newton(geometry, part, best.x[failed], start(geometry, z, s), s)
-            better = again.error < best.error[failed]
+            again, other = _newton(geometry, part, take(best.x, failed), start(geometry, z, s), s)
+            better = fetched(again.error < take(best.error, failed))
             best.put(failed[better], again.take(better))
             if better.all():
                 system = system.replaced(failed, other)
         # Newton's method may have led nowhere from the projected start: what the solver gave is
         # then the best there is.
-        error = _error_as_given(geometry, part, x, z, s)
-        worse = ~(best.error[failed] <= error)
+        given = _error_as_given(geometry, part, x, z, s)
+        worse = fetched(~(take(best.error, failed) <= given))
         raw = _State(x, s - z, s, *residual(geometry, part, x, z, s))
-        raw.error = error
+        raw.error = given
         best.put(failed[worse], raw.take(worse))
         duals = best.s - best.w
-        duals[failed[worse]] = z[worse]
-        return Polished(best.x, duals, best.s, best.error, system)
-    return Polished(best.x, best.s - best.w, best.s, best.error, system)
+        put(duals, failed[worse], take(z, worse))
+        return Polished(best.x, duals, best.s, fetched(best.error), system)
+    return Polished(best.x, best.s - best.w, best.s, error, system)
 
 
 def _newton(
@@ -198,7 +201,8 @@ def _newton(
     rows, patience = np.arange(len(x)), np.full(len(x), PATIENCE)
     for _ in range(1, FACTORS):
         patience = np.where(improved, PATIENCE, patience - 1)
-        going = (best.error[rows] > SMALL) & (patience > 0) & np.isfinite(current.error)
+        finite = np.isfinite(fetched(current.error))
+        going = (fetched(best.error)[rows] > SMALL) & (patience > 0) & finite
         if not going.any():
             break
         rows, patience, current = rows[going], patience[going], current.take(going)
@@ -215,14 +219,14 @@ def _paired_by_size(geometry: Geometry, z: Array, s: Array) -> Array:
     """Another w to start from: on a nonnegative row that of s and z vanishes which is smaller
     relative to the largest of its kind. They may be of sizes so different that the error of one
     exceeds the other."""
-    w = s - z
-    rows = geometry.nonneg
-    if len(rows):
+    w, xp = s - z, namespace(s)
+    if len(geometry.nonneg):
+        rows = held(geometry.nonneg, s)
         s_n, z_n = s[:, rows], z[:, rows]
-        tiny = np.finfo(np.float64).tiny
-        relative_s = s_n / (np.abs(s_n).max(axis=1, keepdims=True) + tiny)
-        relative_z = z_n / (np.abs(z_n).max(axis=1, keepdims=True) + tiny)
-        w[:, rows] = np.where(relative_s > relative_z, np.abs(s_n), -np.abs(z_n))
+        tiny = float(np.finfo(np.float64).tiny)
+        relative_s = s_n / (largest(s_n)[:, None] + tiny)
+        relative_z = z_n / (largest(z_n)[:, None] + tiny)
+        w[:, rows] = xp.where(relative_s > relative_z, xp.abs(s_n), -xp.abs(z_n))
     return w
 
 
@@ -230,12 +234,12 @@ def _released(geometry: Geometry, z: Array, s: Array) -> Array:
     """A third w: constraints are released whose dual is small. Beside a vertex of more constraints
     than variables an interior-point method leaves slack and dual small alike, and with all of them
     binding the system is singular."""
-    w = _paired_by_size(geometry, z, s)
-    rows = geometry.nonneg
-    if len(rows):
-        s_n, z_n = np.abs(s[:, rows]), np.abs(z[:, rows])
-        small = z_n < UNCLEAR * z_n.max(axis=1, keepdims=True)
-        w[:, rows] = np.where(small, s_n, w[:, rows])
+    w, xp = _paired_by_size(geometry, z, s), namespace(s)
+    if len(geometry.nonneg):
+        rows = held(geometry.nonneg, s)
+        s_n, z_n = xp.abs(s[:, rows]), xp.abs(z[:, rows])
+        small = z_n < UNCLEAR * largest(z_n)[:, None]
+        w[:, rows] = xp.where(small, s_n, w[:, rows])
     return w
 
 
@@ -243,9 +247,9 @@ def _error_as_given(
     geometry: Geometry, program: ConeProgram, x: Array, z: Array, s: Array
 ) -> Array:
     """The residual of a point that need not be complementary, its gap included."""
-    error = residual(geometry, program, x, z, s)[2]
-    size = np.abs((program.q * x).sum(axis=1)) + np.abs((program.b * z).sum(axis=1))
-    return np.maximum(error, np.abs((s * z).sum(axis=1)) / (1.0 + size))
+    error, xp = residual(geometry, program, x, z, s)[2], namespace(x)
+    size = xp.abs(xp.sum(program.q * x, axis=1)) + xp.abs(xp.sum(program.b * z, axis=1))
+    return xp.maximum(error, xp.abs(xp.sum(s * z, axis=1)) / (1.0 + size))
 
 
 @dataclass(eq=False)
@@ -258,14 +262,18 @@ class _State:
     error: Array
 
     def take(self, rows: NDArray[Any]) -> _State:
-        return _State(**{name: value[rows] for name, value in vars(self).items()})
+        return _State(**{name: take(value, rows) for name, value in vars(self).items()})
 
     def put(self, rows: NDArray[Any], part: _State) -> None:
         for name, value in vars(part).items():
-            getattr(self, name)[rows] = value
+            put(getattr(self, name), rows, value)
 
-    def copy(self) -> _State:
-        return _State(**{name: value.copy() for name, value in vars(self).items()})
+    def put_where(self, mask: Array, other: _State) -> None:
+        """Take over the instances of a mask that is where the points are."""
+        xp = namespace(mask)
+        for name, value in vars(other).items():
+            shaped = mask[:, None] if value.ndim == 2 else mask
+            setattr(self, name, xp.where(shaped, value, getattr(self, name)))
 
 
 def _advance(
@@ -276,9 +284,9 @@ def _advance(
     The first step is taken whatever it does to the residual; the others for as long as it falls
     tenfold. `best` is changed in place, `current` is not.
     """
-    before = best.error.copy()
-    current = current.copy()
-    pending = np.ones(len(current.x), dtype=bool)
+    before, xp = best.error, namespace(best.x)
+    current = replace(current)
+    pending = xp.ones_like(before) > 0.0
     for step in range(STEPS):
         dx, dz = system.newton(-current.F1, -current.F2)
         x = current.x + dx
@@ -287,15 +295,13 @@ def _advance(
         F1, F2, error = residual(geometry, program, x, s - w, s)
         new = _State(x, w, s, F1, F2, error)
         falling = error < current.error
-        taken = pending & (falling | (step == 0)) & np.isfinite(error)
+        taken = pending & xp.isfinite(error)
+        if step:
+            taken = taken & falling
         pending = taken & (error < 0.1 * current.error) & (error > TARGET)
         better = taken & (error < best.error)
-        current.put(taken, new.take(taken))
-        best.put(better, new.take(better))
-        if not pending.any():
+        current.put_where(taken, new)
+        best.put_where(better, new)
+        if not bool(pending.any()):
             break
-    return current, best.error < 0.5 * before
-
-
-def _norm(vectors: Array) -> Array:
-    return np.abs(vectors).max(axis=1, initial=0.0)
+    return current, fetched(best.error < 0.5 * before)

@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, copied, fetched, largest, namespace, put, sent, take
 from cvxlayers.cones import AxisRotation, ProductCone, Spectrum
 from cvxlayers.derivative.assembly import SparseAssembly
 from cvxlayers.derivative.balance import row_scales, scale_rows
@@ -37,8 +38,6 @@ from cvxlayers.derivative.system import factor
 from cvxlayers.program import ConeProgram, ProgramTangent, Wanted
 
 __all__ = ["CentralPoint", "SmoothedDerivative", "central_point"]
-
-Array = NDArray[np.float64]
 
 # A point with this residual is on the path, if the last step was not longer than this: with a tiny
 # μ rounding may leave the residual small everywhere on a face of optimal points.
@@ -61,10 +60,10 @@ class CentralPoint:
 
     Attributes
     ----------
-    x, z, s : ndarray
+    x, z, s : array
         Shapes (B, n), (B, m), (B, m).
     residual : ndarray
-        Shape (B,): as that of `Polished`.
+        Shape (B,), of NumPy: as that of `Polished`.
     converged : ndarray of bool
         Shape (B,): where the points are on the path. Elsewhere they are the best that were found;
         there may be no path.
@@ -73,7 +72,7 @@ class CentralPoint:
     x: Array
     z: Array
     s: Array
-    residual: Array
+    residual: NDArray[np.float64]
     converged: NDArray[np.bool_]
 
 
@@ -86,23 +85,24 @@ def central_point(
     ----------
     geometry : Geometry
     program : ConeProgram
-    x, z, s : ndarray
+    x, z, s : array
         Shapes (B, n), (B, m), (B, m): where to start, such as the exact solution; all finite.
     mu : ndarray or float
         Positive: a number, or shape (B,).
     """
-    level, tau = _levels(mu, len(x)), row_scales(geometry, z, s)
+    level, tau = _levels(mu, x), row_scales(geometry, z, s)
     point = _scaled(geometry, program, x, z, s, level, tau)
     # Blocks that were on an edge of their cone have a size now.
     anew = row_scales(geometry, point.z, point.s)
     if anew is not None:
-        rows = np.flatnonzero((anew != (1.0 if tau is None else tau)).any(axis=1))
+        changed = namespace(x).any(anew != (1.0 if tau is None else tau), axis=1)
+        rows = np.flatnonzero(fetched(changed))
         part = program if len(rows) == len(x) else program.take(rows)
-        start = point.x[rows], point.z[rows], point.s[rows]
-        again = _scaled(geometry, part, *start, level[rows], anew[rows])
+        start = (take(v, rows) for v in (point.x, point.z, point.s, level, anew))
+        again = _scaled(geometry, part, *start)
         better = again.converged | ~point.converged[rows]
         for name, value in vars(point).items():
-            value[rows[better]] = getattr(again, name)[better]
+            put(value, rows[better], take(getattr(again, name), better))
     return point
 
 
@@ -148,7 +148,7 @@ class SmoothedDerivative(ImplicitDerivative):
         s: Array,
         mu: Array | float,
     ):
-        smoothed = _SmoothedGeometry(geometry, _levels(mu, len(x)))
+        smoothed = _SmoothedGeometry(geometry, _levels(mu, x))
         super().__init__(smoothed, program, x, z, s)
 
     def hvp(self, gx: Array, gz: Array | None, tangent: ProgramTangent, wanted: Wanted) -> NoReturn:
@@ -188,14 +188,13 @@ class _SmoothedGeometry(Geometry):
         self.cone = _SmoothedCone(geometry.cone, mu)
         self._exact, self.mu = geometry, mu
 
-    @property
-    def engine(self) -> None:
+    def engine_for(self, values: Array) -> None:
         """Lanes know the exact cones alone."""
         return None
 
     def take(self, rows: NDArray[np.intp]) -> _SmoothedGeometry:
         """That of the instances `rows` alone."""
-        return _SmoothedGeometry(self._exact, self.mu[rows])
+        return _SmoothedGeometry(self._exact, take(self.mu, rows))
 
     @property
     def sparse_assembly(self) -> SparseAssembly:
@@ -255,37 +254,39 @@ class _State:
     height: Array
 
     def take(self, rows: NDArray[Any]) -> _State:
-        return _State(**{name: value[rows] for name, value in vars(self).items()})
+        return _State(**{name: take(value, rows) for name, value in vars(self).items()})
 
     def put(self, rows: NDArray[Any], part: _State) -> None:
         for name, value in vars(part).items():
-            getattr(self, name)[rows] = value
+            put(getattr(self, name), rows, value)
 
 
 def _newton(
     geometry: Geometry, program: ConeProgram, x: Array, w: Array, mu: Array
-) -> tuple[_State, Array, Array]:
+) -> tuple[_State, NDArray[np.float64], NDArray[np.float64]]:
     """Newton's method from (x, w): where it ends, the residuals there, and the last δ."""
     weights = _weights(geometry, program, x, w)
     every = _SmoothedGeometry(geometry, mu)
-    state = _evaluate(every, program, weights, x.copy(), w.copy(), None)
+    state = _evaluate(every, program, weights, copied(x), copied(w), None)
     distance = np.full(len(x), np.inf)
     rows = np.arange(len(x))
     for _ in range(MAX_STEPS):
         whole = len(rows) == len(x)
         part = program if whole else program.take(rows)
         smoothed, here = every.take(rows), state.take(rows)
-        dx, dw, δ = _step(smoothed, part, weights[rows], here)
-        after = _search(smoothed, part, weights[rows], here, dx, dw)
-        improved = after.height < here.height
+        own = take(weights, rows)
+        dx, dw, δ = _step(smoothed, part, own, here)
+        after = _search(smoothed, part, own, here, dx, dw)
+        height, before = fetched(after.height), fetched(here.height)
+        improved = height < before
         state.put(rows[improved], after.take(improved))
         distance[rows] = δ
-        done = (δ <= CLOSE) & ((after.height <= SMALL) | (after.height > 0.5 * here.height))
+        done = (δ <= CLOSE) & ((height <= SMALL) | (height > 0.5 * before))
         rows = rows[improved & ~done]
         if not len(rows):
             break
     error = residual(geometry, program, state.x, state.s - state.w, state.s)[2]
-    return state, error, distance
+    return state, fetched(error), distance
 
 
 def _step(
@@ -300,8 +301,9 @@ def _step(
     dx, dz = system.newton(-at.F1, -at.F2)
     ds = -at.F2 - geometry.apply_A(program.A, dx)
     dw = ds - dz
-    finite = np.asarray(np.isfinite(dx).all(axis=1) & np.isfinite(dw).all(axis=1))
-    dx, dw, ds, dz = (np.where(finite[:, None], v, 0.0) for v in (dx, dw, ds, dz))
+    xp = namespace(dx)
+    finite = xp.all(xp.isfinite(dx), axis=1) & xp.all(xp.isfinite(dw), axis=1)
+    dx, dw, ds, dz = (xp.where(finite[:, None], v, 0.0) for v in (dx, dw, ds, dz))
 
     # Of a singular system it is the least-squares solution, short though the point may be far.
     missing = at.F1 + geometry.apply_P(program.P, dx) + geometry.apply_At(program.A, dz)
@@ -309,8 +311,8 @@ def _step(
     solved = finite & ((left <= 0.1 * at.height) | (at.height <= SMALL))
     lam = system.spectrum.lam
     squares = lam * (1.0 - lam) * system.spectrum.rotate(dw) ** 2
-    δ = np.sqrt(squares.sum(axis=1) / geometry.mu[:, 0])
-    return dx, dw, np.where(solved, δ, np.inf)
+    δ = xp.sqrt(xp.sum(squares, axis=1) / geometry.mu[:, 0])
+    return dx, dw, fetched(xp.where(solved, δ, xp.inf))
 
 
 def _search(
@@ -325,9 +327,10 @@ def _search(
     best, rows, t = at.take(np.arange(len(dx))), np.arange(len(dx)), 1.0
     for _ in range(HALVINGS):
         part = program if len(rows) == len(dx) else program.take(rows)
-        x, w = at.x[rows] + t * dx[rows], at.w[rows] + t * dw[rows]
-        new = _evaluate(geometry.take(rows), part, weights[rows], x, w, at.s[rows])
-        enough = new.height <= (1.0 - SUFFICIENT * t) * at.height[rows]
+        here = at.take(rows)
+        x, w = here.x + t * take(dx, rows), here.w + t * take(dw, rows)
+        new = _evaluate(geometry.take(rows), part, take(weights, rows), x, w, here.s)
+        enough = fetched(new.height <= (1.0 - SUFFICIENT * t) * here.height)
         best.put(rows[enough], new.take(enough))
         rows, t = rows[~enough], 0.5 * t
         if not len(rows):
@@ -344,23 +347,20 @@ def _evaluate(
 
 
 def _height(F1: Array, F2: Array, weights: Array) -> Array:
-    size = np.abs(np.concatenate([F1, F2], axis=1) * weights)
-    return np.asarray(size.max(axis=1, initial=0.0))
+    return largest(namespace(F1).concat([F1, F2], axis=1) * weights)
 
 
 def _weights(geometry: Geometry, program: ConeProgram, x: Array, w: Array) -> Array:
     """What makes F₁ and F₂ relative, shape (B, n + m), the same for all points on the way."""
-    terms = (program.q, geometry.apply_P(program.P, x))
-    dual = 1.0 + np.max(
-        [np.abs(np.broadcast_to(a, x.shape)).max(axis=1, initial=0.0) for a in terms], axis=0
-    )
-    primal = 1.0 + np.abs(np.broadcast_to(program.b, w.shape))
-    return 1.0 / np.concatenate([np.repeat(dual[:, None], x.shape[1], axis=1), primal], axis=1)
+    xp = namespace(x)
+    dual = 1.0 + xp.maximum(largest(program.q), largest(geometry.apply_P(program.P, x)))
+    primal = 1.0 + xp.abs(xp.broadcast_to(program.b, w.shape))
+    return 1.0 / xp.concat([xp.broadcast_to(dual[:, None], x.shape), primal], axis=1)
 
 
-def _levels(mu: Array | float, batch: int) -> Array:
+def _levels(mu: Array | float, like: Array) -> Array:
     """μ of every instance, shape (B, 1)."""
-    level = np.broadcast_to(np.asarray(mu, dtype=np.float64).reshape(-1), (batch,))
+    level = fetched(mu) if hasattr(mu, "shape") else np.asarray(mu, dtype=np.float64)
     if not (level > 0.0).all():
         raise ValueError(f"the barrier parameter must be positive, got {mu!r}")
-    return level[:, None]
+    return sent(np.broadcast_to(level.reshape(-1), (len(like),)), like)[:, None]

@@ -12,12 +12,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, fetched, is_host, largest, namespace, sent
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.program import ConeDims, ConeProgram
 
 __all__ = ["is_strict"]
-
-Array = NDArray[np.float64]
 
 # Slack and dual count as zero below this, relative to the largest ones of the instance.
 VANISHING = 1e-8
@@ -39,31 +38,38 @@ def is_strict(
     duals: a bound such as that of `cp.norm`, which nothing forces, would be flagged otherwise.
     """
     # Where the data are zero, so is the solution, and what is left of it is rounding.
-    none = (np.abs(program.q).max(axis=1, initial=0.0) == 0.0) & (
-        np.abs(program.b).max(axis=1, initial=0.0) == 0.0
-    )
+    xp = namespace(s)
+    none = (largest(program.q) == 0.0) & (largest(program.b) == 0.0)
     size_s, size_z = (
-        np.where(none[:, None], 1.0, _size(*pair)) for pair in ((s, program.b), (z, program.q))
+        xp.where(none[:, None], 1.0, _size(*pair)) for pair in ((s, program.b), (z, program.q))
     )
     # Duals may be zero, all of them: then they are the rounding of the terms of P x.
-    terms = np.abs(program.P).max(axis=1, initial=0.0) * np.abs(x).max(axis=1, initial=0.0)
-    size_z = np.maximum(size_z, ROUNDING / VANISHING * terms[:, None])
+    terms = largest(program.P) * largest(x)
+    size_z = xp.maximum(size_z, ROUNDING / VANISHING * terms[:, None])
     # As `balance` does, but for all rows alike: s and z of one size.
-    sigma, size = np.sqrt(size_s / size_z), np.sqrt(size_s * size_z)
+    sigma, size = xp.sqrt(size_s / size_z), xp.sqrt(size_s * size_z)
     w = s / sigma - z * sigma
-    step = VANISHING * size * _inside(geometry.structure.dims)
+    step = VANISHING * size * sent(_inside(geometry.structure.dims), s)
     above, below = (geometry.cone.spectrum(v).lam for v in (w + step, w - step))
-    jump = np.add.reduceat(above - below, _starts(geometry), axis=1) if s.shape[1] else above
-    return np.asarray((np.abs(jump) < 0.5).all(axis=1))
+    jump = _sums(geometry, above - below) if s.shape[1] else above
+    return np.asarray(fetched(xp.all(xp.abs(jump) < 0.5, axis=1)))
 
 
 def _size(values: Array, data: Array) -> Array:
     """The largest entry of an instance, one if there is none; shape (B, 1)."""
-    largest = np.maximum(
-        np.where(np.abs(values) < 1e20, np.abs(values), 0.0).max(axis=1, initial=0.0),
-        np.where(np.abs(data) < 1e20, np.abs(data), 0.0).max(axis=1, initial=0.0),
-    )
-    return np.where(largest > 0.0, largest, 1.0)[:, None]
+    xp = namespace(values)
+    size = xp.maximum(*(largest(xp.where(xp.abs(v) < 1e20, v, 0.0)) for v in (values, data)))
+    return xp.where(size > 0.0, size, 1.0)[:, None]
+
+
+def _sums(geometry: Geometry, values: Array) -> Array:
+    """The sum over every block, shape (B, number of blocks)."""
+    starts = _starts(geometry)
+    if is_host(values):
+        return np.add.reduceat(values, starts, axis=1)
+    lengths = np.diff(starts, append=values.shape[1])
+    blocks = sent(np.repeat(np.arange(len(starts)), lengths), values)
+    return values.new_zeros((len(values), len(starts))).index_add_(1, blocks, values)
 
 
 def _starts(geometry: Geometry) -> NDArray[np.intp]:
@@ -74,9 +80,9 @@ def _starts(geometry: Geometry) -> NDArray[np.intp]:
     return np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.intp)
 
 
-def _inside(dims: ConeDims) -> Array:
+def _inside(dims: ConeDims) -> NDArray[np.float64]:
     """A point inside every cone and its dual; zero for the zero cone."""
-    parts: list[Array] = [np.zeros(dims.zero), np.ones(dims.nonneg)]
+    parts: list[NDArray[np.float64]] = [np.zeros(dims.zero), np.ones(dims.nonneg)]
     parts += [np.eye(1, size)[0] for size in dims.soc]
     for k in dims.psd:
         j, i = np.tril_indices(k)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import Array, copied, fetched, full, is_host, namespace, put, take
 from cvxlayers.cones import AxisRotation, Spectrum
 from cvxlayers.derivative.dense import DenseSystem, kept_rows
 from cvxlayers.derivative.geometry import Geometry
@@ -17,8 +18,6 @@ from cvxlayers.parallel import for_each
 from cvxlayers.program import ConeProgram
 
 __all__ = ["System", "factor", "in_pieces", "memory_of_factor"]
-
-Array = NDArray[np.float64]
 
 # Dense pays off while K is small or full; measured on the problems of benchmarks/.
 DENSE_SIZE = 200
@@ -65,7 +64,8 @@ class System:
     def _gathered(self, name: str, empty: float) -> NDArray[Any]:
         values = np.full(len(self.spectrum.lam), empty)
         for piece in self.pieces:
-            values[slice(None) if piece.rows is None else piece.rows] = getattr(piece.factor, name)
+            rows = slice(None) if piece.rows is None else piece.rows
+            values[rows] = fetched(getattr(piece.factor, name))
         return values
 
     def is_at(self, w: Array) -> NDArray[np.bool_]:
@@ -73,7 +73,8 @@ class System:
         long as no cone is curved."""
         if not self.spectrum.is_identity:
             return np.zeros(len(w), dtype=bool)
-        return (self.geometry.cone.spectrum(w).lam == self.spectrum.lam).all(axis=1)
+        same = self.geometry.cone.spectrum(w).lam == self.spectrum.lam
+        return np.asarray(fetched(namespace(w).all(same, axis=1)))
 
     def replaced(self, rows: NDArray[np.intp], other: System) -> System:
         """A system like this one, with that of the instances `rows` taken from another one."""
@@ -97,14 +98,17 @@ class System:
         """(u, v̄) of the reduced system, v̄ in the rotated rows."""
         if len(self.pieces) == 1 and self.pieces[0].rows is None:
             return self.pieces[0].factor.solve(r1, r2)
-        u, v = np.empty_like(r1), np.empty_like(self.spectrum.lam)
+        u, v = full(r1.shape, 0.0, r1), full(self.spectrum.lam.shape, 0.0, r1)
 
         def solve(j: int) -> None:
             rows = self.pieces[j].rows
-            right = None if r2 is None else r2[rows]
-            u[rows], v[rows] = self.pieces[j].factor.solve(r1[rows], right)
+            assert rows is not None
+            right = None if r2 is None else take(r2, rows)
+            part_u, part_v = self.pieces[j].factor.solve(take(r1, rows), right)
+            put(u, rows, part_u)
+            put(v, rows, part_v)
 
-        for_each(len(self.pieces), lambda: solve)
+        _for_each(len(self.pieces), solve, r1)
         return u, v
 
     def newton(self, r1: Array, r2: Array | None) -> tuple[Array, Array]:
@@ -119,28 +123,7 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
     spectrum = geometry.cone.spectrum(w, near=s)
     # An eigenvalue within rounding of one couples a row no more than one that is exactly one.
     spectrum.lam[spectrum.lam > 1.0 - 1e-13] = 1.0
-    n, m = geometry.structure.n, geometry.structure.m
-    fill = _fill(geometry, spectrum)
-
-    # Instances are factored together with others of about the same number of coupled rows, rounded
-    # up by a rule that looks at one instance alone: rounding errors, too, must not depend on the
-    # neighbours.
-    batch = len(w)
-    if n + m <= min(PADDED_SIZE, DENSE_SIZE):
-        groups = {m: np.arange(batch)} if batch else {}
-    else:
-        step = max(8, -(-m // 8))
-        sizes = np.minimum(m, -(-kept_rows(spectrum).sum(axis=1) // step) * step)
-        groups = {int(k): np.flatnonzero(sizes == k) for k in np.unique(sizes)}
-
-    plan: list[tuple[NDArray[np.intp], int, bool]] = []
-    for k, members in groups.items():
-        size = n + k
-        dense = size <= DENSE_SIZE or (size <= DENSE_LIMIT and fill > DENSE_FILL * (n + m) ** 2)
-        chunk = max(1, CHUNK // max(1, size * (size + m))) if dense else batch
-        for start in range(0, len(members), chunk):
-            plan.append((members[start : start + chunk], k, dense))
-
+    batch, plan = len(w), _plan(geometry, spectrum)
     pieces: list[_Piece] = [None] * len(plan)  # type: ignore[list-item]
 
     def make(j: int) -> None:
@@ -151,17 +134,59 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
         made = DenseSystem(geometry, part, of, k) if dense else SparseSystem(geometry, part, of)
         pieces[j] = _Piece(None if whole else rows, made)
 
-    for_each(len(plan), lambda: make)
+    _for_each(len(plan), make, w)
     return System(geometry, spectrum, pieces)
 
 
-def memory_of_factor(geometry: Geometry) -> float:
+def _plan(geometry: Geometry, spectrum: Spectrum) -> list[tuple[NDArray[np.intp], int, bool]]:
+    """Which instances are factored together, with how many coupled rows, and whether densely."""
+    n, m, batch = geometry.structure.n, geometry.structure.m, len(spectrum.lam)
+    if not batch:
+        return []
+    # Those with about the same number of coupled rows, rounded up by a rule that looks at one
+    # instance alone: rounding errors, too, must not depend on the neighbours.
+    if n + m <= min(PADDED_SIZE, DENSE_SIZE):
+        groups = {m: np.arange(batch)}
+    else:
+        step = max(8, -(-m // 8))
+        counts = fetched(kept_rows(spectrum).sum(1))
+        sizes = np.minimum(m, -(-counts // step) * step)
+        groups = {int(k): np.flatnonzero(sizes == k) for k in np.unique(sizes)}
+    if not is_host(spectrum.lam):
+        # All of them at once, padded to the largest: many small matrices are what a device is for.
+        return [(np.arange(batch), max(groups), True)]
+
+    plan, fill = [], _fill(geometry, spectrum)
+    for k, members in groups.items():
+        size = n + k
+        dense = size <= DENSE_SIZE or (size <= DENSE_LIMIT and fill > DENSE_FILL * (n + m) ** 2)
+        chunk = max(1, CHUNK // max(1, size * (size + m))) if dense else batch
+        for start in range(0, len(members), chunk):
+            plan.append((members[start : start + chunk], k, dense))
+    return plan
+
+
+def _for_each(count: int, body: Callable[[int], None], like: Array) -> None:
+    """The calls, in threads where they are about arrays of the host: a device has its own, and its
+    streams are those of one thread."""
+    if is_host(like):
+        for_each(count, lambda: body)
+        return
+    for j in range(count):
+        body(j)
+
+
+def memory_of_factor(geometry: Geometry, always_dense: bool = False) -> float:
     """Bytes that the factored system of one instance takes, at most, where it is dense; sparse
     ones were measured to take about 500 for each stored entry of K."""
     structure = geometry.structure
     size = structure.n + structure.m
     stored = 2 * structure.A.nnz + geometry.P_full.nnz + size
-    if size <= DENSE_SIZE or (size <= DENSE_LIMIT and stored > DENSE_FILL * size**2):
+    if (
+        always_dense
+        or size <= DENSE_SIZE
+        or (size <= DENSE_LIMIT and stored > DENSE_FILL * size**2)
+    ):
         return 8.0 * (2 * size**2 + structure.n * structure.m)
     return 500.0 * stored
 
@@ -182,15 +207,19 @@ def _fill(geometry: Geometry, spectrum: Spectrum) -> int:
 
 
 def _put(spectrum: Spectrum, rows: NDArray[np.intp], other: Spectrum) -> Spectrum:
-    lam = spectrum.lam.copy()
-    lam[rows] = other.lam
+    lam = copied(spectrum.lam)
+    put(lam, rows, other.lam)
     blocks = []
     for (group, U), (_, V) in zip(spectrum.blocks, other.blocks, strict=True):
-        mixed = (U.axis if isinstance(U, AxisRotation) else U).copy()
-        mixed[rows] = V.axis if isinstance(V, AxisRotation) else V
+        mixed = copied(U.axis if isinstance(U, AxisRotation) else U)
+        put(mixed, rows, V.axis if isinstance(V, AxisRotation) else V)
         blocks.append((group, AxisRotation(mixed) if isinstance(U, AxisRotation) else mixed))
     return Spectrum(lam, tuple(blocks))
 
 
 def _take(spectrum: Spectrum, rows: NDArray[np.intp]) -> Spectrum:
-    return Spectrum(spectrum.lam[rows], tuple((group, U[rows]) for group, U in spectrum.blocks))
+    blocks = tuple(
+        (group, AxisRotation(take(U.axis, rows)) if isinstance(U, AxisRotation) else take(U, rows))
+        for group, U in spectrum.blocks
+    )
+    return Spectrum(take(spectrum.lam, rows), blocks)

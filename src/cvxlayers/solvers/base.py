@@ -54,6 +54,12 @@ class Solver(ABC):
     def __init__(self, structure: ProblemStructure):
         self.structure = structure
 
+    @property
+    def memory_per_instance(self) -> float:
+        """Bytes that the solver needs for each instance of a batch at once; 0 where it keeps to an
+        amount of its own."""
+        return 0.0
+
     @classmethod
     def refusal(cls, structure: ProblemStructure) -> str | None:
         """Why the solver does not take problems of this structure, as a sentence without its full

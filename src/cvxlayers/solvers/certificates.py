@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import fetched, take
 from cvxlayers.program import ConeDims, ConeProgram, ConeSolution
 from cvxlayers.status import Status
 
@@ -37,14 +38,17 @@ def demand_proof(program: ConeProgram, solution: ConeSolution) -> None:
     """Leave the status infeasible to the instances whose certificate, which they have in place of
     a point, proves it; the others end as a numerical error."""
     power = power_of(program.structure.dims)
-    for i in np.flatnonzero(np.isin(solution.status, (_PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE))):
-        P, q, A, b = (
-            v[i if len(v) > 1 else 0] for v in (program.P, program.q, program.A, program.b)
-        )
-        x = None if solution.status[i] == _PRIMAL_INFEASIBLE else solution.x[i]
-        matrix = program.structure.P.matrix(P)
-        of_A = program.structure.A.matrix(A)
-        z, s = solution.z[i], solution.s[i]
+    told = np.flatnonzero(np.isin(solution.status, (_PRIMAL_INFEASIBLE, _DUAL_INFEASIBLE)))
+    if not len(told):
+        return
+    part = program.take(told).on_host()
+    points = [fetched(take(v, told)) for v in (solution.x, solution.z, solution.s)]
+    for k, i in enumerate(told):
+        P, q, A, b = (v[k if len(v) > 1 else 0] for v in (part.P, part.q, part.A, part.b))
+        x, z, s = (v[k] for v in points)
+        if solution.status[i] == _PRIMAL_INFEASIBLE:
+            x = None
+        matrix, of_A = program.structure.P.matrix(P), program.structure.A.matrix(A)
         if not is_proof(x, z, s, matrix, q, of_A, b, power):
             solution.status[i] = _NUMERICAL_ERROR
 

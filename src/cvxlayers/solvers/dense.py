@@ -1,17 +1,20 @@
 """DENSE: the library's own interior-point method on dense matrices, in PyTorch.
 
-See `cvxlayers.dense`. It is made for accelerators; on a CPU it is of use where the data are dense.
+See `cvxlayers.dense`. It is made for accelerators, where it takes the data as they lie and leaves
+the answers there; on a CPU it is of use where the data are dense.
 Infeasible is what a certificate proves; whatever else does not end solved is for Clarabel
 (`retries`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from importlib.util import find_spec
 
 import numpy as np
 
+from cvxlayers.arrays import fetched, is_host, sent
 from cvxlayers.program import ConeProgram, ConeSolution, ProblemStructure
 from cvxlayers.solvers.interior_point import STATUS_OF, InteriorPoint
 
@@ -19,7 +22,8 @@ __all__ = ["Dense"]
 
 # Beyond, the matrices of a single instance take half a gigabyte.
 MOST_UNKNOWNS = 4000
-# Of the matrices under way at once on a CPU, in bytes.
+# Of the matrices under way at once on a CPU, in bytes. Who sends the data of a device sees to the
+# memory there.
 MEMORY = 2.0**28
 
 
@@ -40,6 +44,12 @@ class Dense(InteriorPoint):
             )
         return None
 
+    @property
+    def memory_per_instance(self) -> float:
+        from cvxlayers.dense import Engine
+
+        return Engine(self.structure).bytes_per_instance
+
     def _run(
         self,
         program: ConeProgram,
@@ -51,17 +61,16 @@ class Dense(InteriorPoint):
 
         from cvxlayers.dense import Engine
 
-        begin = time.perf_counter()
+        begin, on_host = time.perf_counter(), is_host(program.q)
         if program.batch == 0:
-            return ConeSolution.empty(0, self.structure)
-        # Arrays that are not to be written to make PyTorch warn, as if it did.
-        P, q, A, b = (
-            torch.from_numpy(v if v.flags.writeable else v.copy())
-            for v in (program.P, program.q, program.A, program.b)
-        )
-        engine = Engine(self.structure, MEMORY)
+            return ConeSolution.empty(0, self.structure, program.q)
+        P, q, A, b = program.P, program.q, program.A, program.b
+        if on_host:
+            P, q, A, b = (sent(v, torch.empty(0)) for v in (P, q, A, b))
+        engine = Engine(self.structure, MEMORY if on_host else math.inf)
         answer = engine.solve(P, q, A, b, program.batch, tolerances, iterations, deadline)
-        x, z, s, outcome, taken = (value.numpy() for value in vars(answer).values())
+        x, z, s = (fetched(v) if on_host else v for v in (answer.x, answer.z, answer.s))
+        outcome, taken = fetched(answer.outcome), fetched(answer.iterations)
         # Instances take their steps together: each has its part by how many it took.
         part = (taken + 1) / (taken + 1).sum()
         return ConeSolution(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cvxlayers.arrays import put
 from cvxlayers.program import CONES, OUTCOMES, ConeProgram, ConeSolution
 from cvxlayers.solvers.base import MOST_ITERATIONS, Solver
 from cvxlayers.solvers.certificates import demand_proof
@@ -57,7 +58,7 @@ class InteriorPoint(Solver):
         if unsolved.any():
             demand_proof(program, solution)
             for point in (solution.x, solution.z, solution.s):
-                point[unsolved] = np.nan
+                put(point, unsolved, np.nan)
         if verbose:
             _report(solution)
         return solution

@@ -1,7 +1,8 @@
 """A second try for the instances that a solver did not bring to its tolerance.
 
 What is tried, and in which order, is declared in `CHAIN`. An instance whose answer comes from here
-counts as almost solved until its optimality conditions have been checked.
+counts as almost solved until its optimality conditions have been checked. The solvers of a chain
+are the host's: the data of the instances that need another try are copied there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.arrays import fetched, largest, put, sent
 from cvxlayers.program import ConeProgram, ConeSolution
 from cvxlayers.solvers import get_solver
 from cvxlayers.status import Status
@@ -85,12 +87,12 @@ def take_over(
     if not len(rows) or not chain or not chain[0].takes_over:
         return
     kind = get_solver(chain[0].solver)
-    found = kind(program.structure).solve(program.take(rows), options, deadline=deadline)
+    part = program.take(rows).on_host()
+    found = kind(program.structure).solve(part, options, deadline=deadline)
     solution.seconds[rows] += found.seconds
     # An almost solved point is better than none.
     kept = (solution.status[rows] == _ALMOST) & ~np.isin(found.status, [_SOLVED, _ALMOST])
-    for name in ("x", "z", "s", "status", "iterations"):
-        getattr(solution, name)[rows[~kept]] = getattr(found, name)[~kept]
+    _enter(solution, rows[~kept], found, ~kept, ("x", "z", "s", "status", "iterations"))
     solution.attempt[rows[~kept]] = 1
 
 
@@ -123,19 +125,19 @@ def retry(
     kinds = program.structure.dims.kinds
     moderate = np.ones(program.batch, dtype=bool)
     for values in (program.P, program.q, program.A, program.b):
-        moderate &= np.abs(values).max(axis=1, initial=0.0) <= MODERATE
+        moderate &= fetched(largest(values) <= MODERATE)
     for number, step in enumerate(CHAIN[solver], 1):
         # What another solver has taken over has been tried.
         rows = np.flatnonzero(failed & ~(step.takes_over & (solution.attempt == number)))
         kind = get_solver(step.solver)
         if not len(rows) or kinds - kind.cones:
             continue
-        found = kind(program.structure).solve(program.take(rows), step.options, deadline=deadline)
+        part = program.take(rows).on_host()
+        found = kind(program.structure).solve(part, step.options, deadline=deadline)
         solution.seconds[rows] += found.seconds
         solved = found.status == _SOLVED
         better = rows[solved]
-        for name in ("x", "z", "s", "iterations"):
-            getattr(solution, name)[better] = getattr(found, name)[solved]
+        _enter(solution, better, found, solved, ("x", "z", "s", "iterations"))
         solution.status[better] = _ALMOST
         solution.attempt[better] = number
         # A certificate of infeasibility is one relative to the size of the data.
@@ -143,6 +145,19 @@ def retry(
         solution.status[rows[told]] = found.status[told]
         solution.attempt[rows[told]] = number
         failed[rows[solved | told]] = False
+
+
+def _enter(
+    solution: ConeSolution,
+    rows: NDArray[np.intp],
+    found: ConeSolution,
+    chosen: NDArray[np.bool_],
+    names: tuple[str, ...],
+) -> None:
+    """Put what was found for the instances `chosen`, on the host, in the place of `rows`."""
+    for name in names:
+        values = getattr(solution, name)
+        put(values, rows, sent(getattr(found, name)[chosen], values))
 
 
 def _worth_trying(

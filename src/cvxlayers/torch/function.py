@@ -1,5 +1,8 @@
 """The five operations as one `autograd.Function`.
 
+Tensors of a GPU stay there if the layer's solver takes them; all others become arrays of NumPy,
+without a copy where they are float64 in the CPU's memory.
+
 Its backward, jvp and vmap call the Function itself again, so that every transform of every
 transform ends in one of the five, on plain tensors.
 """
@@ -37,6 +40,8 @@ class Task:
         """The results, of which those for parameters have the parameters' dtype and device."""
         if any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in operands):
             return self._run_legacy(operands)
+        if self._is_on_device(operands):
+            return self._run_on_device(operands)
         arrays = [
             None if t is None else t.to(dtype=torch.float64).numpy(force=True) for t in operands
         ]
@@ -48,15 +53,33 @@ class Task:
             )
         )
 
+    def _run_on_device(self, operands: Sequence[Maybe]) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            doubles = [None if t is None else t.detach().to(torch.float64) for t in operands]
+            results = self.call.run(self.name, doubles, self.mapped)
+            like = self.like(operands, len(results))
+            return tuple(
+                # What is a view here could not be changed in place outside.
+                (result.clone() if result._is_view() else result).to(dtype)
+                for result, (_, dtype) in zip(results, like, strict=True)
+            )
+
+    def _is_on_device(self, operands: Sequence[Maybe]) -> bool:
+        """Whether the operation is done where the tensors are."""
+        if not self.call.operations.solution_map.solves_on_devices:
+            return False
+        return any(t is not None and is_on_device(t) for t in operands)
+
     def like(self, operands: Sequence[Maybe], count: int) -> list[tuple[torch.device, torch.dtype]]:
         """Device and dtype of each of `count` results: of the outputs, those of the call; of
-        gradients, those of the parameters; v is float64 in the CPU's memory."""
+        gradients, those of the parameters; v is float64, where the operation is done."""
         if RESULT[self.name] == "parameters":
             return [(t.device, t.dtype) for t in operands[:count] if t is not None]
         device = next((t.device for t in operands if t is not None), torch.device("cpu"))
         like = [(device, self.dtype)] * count
         if self.name == "solve" and self.call.differentiable:
-            like[-1] = torch.device("cpu"), torch.float64
+            here = device if self._is_on_device(operands) else torch.device("cpu")
+            like[-1] = here, torch.float64
         return like
 
     def _run_legacy(self, operands: Sequence[Maybe]) -> tuple[torch.Tensor, ...]:
@@ -67,6 +90,12 @@ class Task:
         front = [t if t is None else torch._remove_batch_dim(t, level, 1, 0) for t in operands]
         results = replace(self, mapped=self.mapped + 1).run(front)
         return tuple(torch._add_batch_dim(result, 0, level) for result in results)
+
+
+def is_on_device(tensor: torch.Tensor) -> bool:
+    """Whether a tensor lives on a device that solves problems: one of CUDA, or of ROCm, which
+    PyTorch calls so, too. Others have no float64."""
+    return tensor.is_cuda
 
 
 class Operation(torch.autograd.Function):

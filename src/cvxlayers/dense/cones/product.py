@@ -80,7 +80,7 @@ class Product:
 
         self.degree = sum(cone.degree for _, cone in self.parts)
         self.symmetric = all(cone.symmetric for _, cone in self.parts)
-        self.order = torch.tensor(order, dtype=torch.long, device=device)
+        self.order = torch.tensor(order, dtype=torch.long).to(device)
         self.back = torch.argsort(self.order)
         self._unit = torch.zeros(len(order), dtype=torch.float64, device=device)
         for rows, cone in self.parts:

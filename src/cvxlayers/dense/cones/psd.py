@@ -27,7 +27,7 @@ class PSD(SymmetricCone):
     def __init__(self, count: int, order: int, device: torch.device):
         super().__init__(count, order * (order + 1) // 2, count * order)
         self.order = order
-        i, j = (torch.as_tensor(index, device=device) for index in triangle(order))
+        i, j = (torch.from_numpy(index).to(device) for index in triangle(order))
         size = torch.arange(self.size, device=device)
         self._entries = i * order + j
         self._position = torch.empty((order, order), dtype=torch.long, device=device)
