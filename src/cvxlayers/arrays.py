@@ -94,7 +94,9 @@ def held_matrix(matrix: sp.csr_array, like: Array) -> Any:
             # PyTorch says once that this is in beta, whatever one does with it.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             make: Any = torch.sparse_csr_tensor
-            copies[like.device] = make(*parts, size=matrix.shape, check_invariants=False)
+            copies[like.device] = make(
+                *parts, size=matrix.shape, device=like.device, check_invariants=False
+            )
     return copies[like.device]
 
 

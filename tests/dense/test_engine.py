@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvxlayers.dense import Answer, Engine
 from cvxlayers.dense.cones import Product
@@ -264,29 +262,6 @@ def test_every_tensor_is_made_on_the_device_of_the_data(cone: str) -> None:
         answer = Engine(program.structure).solve(*values, 3)
     assert {v.device.type for v in vars(answer).values()} == {"cpu"}
     assert (answer.outcome == SOLVED).all()
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations that make the host wait for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("cone", ["soc", "exp", "pow"])
-def test_the_host_waits_once_in_an_iteration(cone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvxlayers.dense.iteration.COMPACT", 0.0)
-    program = random_program(CONES[cone], 6, batch=5, rank=6)
-    with Waits() as waits:
-        answer = solve(program)
-    # One more at the start, for data that are not finite, and one at the end.
-    assert waits.seen["_local_scalar_dense"] <= int(answer.iterations.max()) + 2
-    assert waits.seen["nonzero"] == 0
 
 
 # ---- the cones ----

@@ -119,20 +119,24 @@ def test_what_was_sent_once_is_not_sent_again() -> None:
 
 @pytest.mark.parametrize("cone", ["zero", "psd", "mixed"])
 def test_one_question_every_few_iterations(cone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host waits for the device for nothing else, unless ended instances leave the batch."""
+    """The host waits for the device for nothing else, unless ended instances leave the batch, and
+    sends nothing: what it does in between can be recorded."""
     monkeypatch.setattr("cvxlayers.dense.iteration.COMPACT", 0.0)
     program = random_program(CONES[cone], 6, batch=BATCH, rank=6)
-    engine, asked = Engine(program.structure), []
+    engine, asked, sizes = Engine(program.structure), [], []
     for iterations in (3, 9):
         with pretended() as record:
             values = sent([program.P, program.q, program.A, program.b])
+            record.sent.clear()
             # Tolerances that are out of reach: nobody ends before the limit.
             answer = engine.solve(*values, BATCH, (1e-30, 1e-30, 1e-30), iterations)
             outcome = answer.outcome.inner
             asked.append(record.questions)
+            sizes.append(sum(record.sent))
             assert record.copies == []
     assert (outcome != OUTCOMES.index("solved")).all()
     assert asked[1] - asked[0] == 2
+    assert sizes[1] == 0, "the cones are made once for a structure"
 
 
 def test_settings_of_smoothed_derivatives() -> None:

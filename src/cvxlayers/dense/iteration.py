@@ -18,7 +18,8 @@ step, until enough of them have.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from cvxlayers.dense.judgement import (
     judge,
     outcome,
 )
+from cvxlayers.dense.repetition import Repetition, is_wanted
 from cvxlayers.dense.scaled_system import ScaledSystem, columns, times, transposed_times
 
 __all__ = ["Solve", "is_over"]
@@ -113,7 +115,8 @@ class Solve:
     ):
         self.data, self.cones, self.tolerances, self.linear = data, cones, tolerances, linear
         self.rounds = ROUNDS if cones.degree else ROUNDS_OF_ONE_STEP
-        self.previous: Progress | None = None
+        self.residuals: Residuals
+        self.previous: Progress
         batch, device = len(usable), usable.device
         ones, false = data.q.new_ones(batch), torch.zeros_like(usable)
         unit = cones.unit().expand(batch, -1)
@@ -137,13 +140,12 @@ class Solve:
             self._start()
         if self.cones.zero:
             self._refute()
-        every = 1 if self.at.x.device.type == "cpu" else EVERY
-        for iteration in range(iterations + 1):
-            residuals, measures = self._residuals()
-            self._judge(measures, iteration, is_last=iteration == iterations)
-            if iteration == iterations:
-                break
-            if (iteration + 1) % every == 0:
+        device = self.at.x.device
+        every, records = 1 if device.type == "cpu" else EVERY, is_wanted(device)
+        self._look(0, is_last=iterations == 0)
+        repetition: Repetition | None = None
+        for iteration in range(1, iterations + 1):
+            if iteration % every == 0:
                 # The one time that the host waits for the device.
                 running = int((self.at.outcome == RUNNING).sum())
                 if not running:
@@ -153,20 +155,51 @@ class Solve:
                     self.at.outcome = torch.where(over, outcome("stopped"), self.at.outcome)
                     break
                 if running <= COMPACT * len(self.at.place):
-                    residuals = self._compact(residuals, answer)
-            self._advance(residuals, is_first=iteration == 0)
-        self._write(torch.arange(len(self.at.place), device=self.at.place.device), answer)
+                    self._compact(answer)
+                    repetition = None
+            # The first differs, and so does the last.
+            if records and 1 < iteration < iterations and self.cones.never_asks:
+                repetition = repetition or Repetition(self._state(), self._again)
+                repetition()
+                self._enter(repetition.state)
+            else:
+                self._iterate(iteration, is_last=iteration == iterations)
+        self._write(torch.arange(len(self.at.place), device=device), answer)
+
+    def _iterate(self, iteration: int, is_last: bool) -> None:
+        self._advance(self.residuals, is_first=iteration == 1)
+        self._look(iteration, is_last)
+
+    def _look(self, iteration: int, is_last: bool) -> None:
+        """Where the iterates are, and what becomes of them."""
+        self.residuals, measures = self._residuals()
+        self._judge(measures, iteration, is_last)
+
+    def _state(self) -> list[Tensor]:
+        """All that an iteration changes."""
+        return [*vars(self.at).values(), *vars(self.residuals).values(), *self.previous]
+
+    def _enter(self, state: Sequence[Tensor]) -> None:
+        rest = iter(state)
+        self.at = Iterate(*(next(rest) for _ in fields(Iterate)))
+        self.residuals = Residuals(*(next(rest) for _ in fields(Residuals)))
+        self.previous = Progress(*rest)
+
+    def _again(self, state: Sequence[Tensor]) -> list[Tensor]:
+        """What an iteration makes of a state, if it is not the first and not the last."""
+        self._enter(state)
+        self._iterate(2, is_last=False)
+        return self._state()
 
     # ---- instances that have ended ----
 
-    def _compact(self, residuals: Residuals, answer: Answer) -> Residuals:
+    def _compact(self, answer: Answer) -> None:
         running = self.at.outcome == RUNNING
         self._write(torch.nonzero(~running)[:, 0], answer)
         kept = torch.nonzero(running)[:, 0]
         self.at, self.data = take(self.at, kept), take(self.data, kept)
-        if self.previous is not None:
-            self.previous = Progress(*(v[kept] for v in self.previous))
-        return take(residuals, kept)
+        self.residuals = take(self.residuals, kept)
+        self.previous = Progress(*(v[kept] for v in self.previous))
 
     def _write(self, rows: Tensor, answer: Answer) -> None:
         at, data = take(self.at, rows), take(self.data, rows)
@@ -253,7 +286,8 @@ class Solve:
         verdict, self.previous = judge(measures, before, at.stuck, self.tolerances, is_last)
         running = at.outcome == RUNNING
         at.outcome = torch.where(running, verdict, at.outcome)
-        at.iterations = torch.where(running, iteration, at.iterations)
+        # Counted, so that an iteration does the same each time.
+        at.iterations = at.iterations + running * int(iteration > 0)
 
     def _system(self, scaling: ProductScaling) -> ScaledSystem:
         G = scaling.inverse_transposed(self.data.A)

@@ -66,7 +66,7 @@ class Dense(InteriorPoint):
             return ConeSolution.empty(0, self.structure, program.q)
         P, q, A, b = program.P, program.q, program.A, program.b
         if on_host:
-            P, q, A, b = (sent(v, torch.empty(0)) for v in (P, q, A, b))
+            P, q, A, b = (sent(v, torch.empty(0, device="cpu")) for v in (P, q, A, b))
         engine = Engine(self.structure, MEMORY if on_host else math.inf)
         answer = engine.solve(P, q, A, b, program.batch, tolerances, iterations, deadline)
         x, z, s = (fetched(v) if on_host else v for v in (answer.x, answer.z, answer.s))

@@ -26,7 +26,7 @@ class Exponential(NonsymmetricCone):
 
     def __init__(self, count: int, device: torch.device):
         super().__init__(count)
-        point = torch.tensor(_CENTRAL_POINT, dtype=torch.float64).to(device)
+        point = torch.tensor(_CENTRAL_POINT, dtype=torch.float64, device="cpu").to(device)
         self._unit = point.expand(count, 3)
 
     def unit(self) -> Tensor:

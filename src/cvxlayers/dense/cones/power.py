@@ -33,7 +33,7 @@ class Power(NonsymmetricCone):
 
     def __init__(self, exponents: Sequence[float], device: torch.device):
         super().__init__(len(exponents))
-        first = torch.tensor(exponents, dtype=torch.float64).to(device)
+        first = torch.tensor(exponents, dtype=torch.float64, device="cpu").to(device)
         #: α and β, shape (count, 2).
         self.alpha = torch.stack([first, 1.0 - first], dim=-1)
         tail = torch.zeros_like(first)

@@ -41,6 +41,8 @@ class Product:
         Of the barrier of all other cones.
     symmetric : bool
         Whether all of them are.
+    never_asks : bool
+        Whether nothing here waits for the device: eigenvalues are checked on the host.
     order, back : Tensor of int
         Shape (m,): the program's row at every place, and the place of every row.
     """
@@ -80,7 +82,8 @@ class Product:
 
         self.degree = sum(cone.degree for _, cone in self.parts)
         self.symmetric = all(cone.symmetric for _, cone in self.parts)
-        self.order = torch.tensor(order, dtype=torch.long).to(device)
+        self.never_asks = not any(isinstance(cone, PSD) for _, cone in self.parts)
+        self.order = torch.tensor(order, dtype=torch.long, device="cpu").to(device)
         self.back = torch.argsort(self.order)
         self._unit = torch.zeros(len(order), dtype=torch.float64, device=device)
         for rows, cone in self.parts:
