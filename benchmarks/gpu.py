@@ -1,44 +1,50 @@
-"""``python -m benchmarks.gpu``: the dense engine on an accelerator, in one call.
+"""``python -m benchmarks.gpu``: layers on an accelerator, in one call.
 
-It checks, then it times. Every problem is solved by the engine on the device and on the CPU, and
-the answers are compared with each other and with those of LANES; then batches are solved by the
-engine on the device and by LANES, in turn. Without an accelerator it says so and ends, unless
-``--device cpu`` is asked for, which shows that it runs.
+It checks, then it times. Every problem is solved and differentiated where its tensors are, and by
+LANES on the CPU; answers and gradients are compared, and the memory that a batch took with what is
+predicted. Then both take turns, and with them DENSE on recorded iterations (CUDA graphs), and
+Moreau where it is installed. Without an accelerator it says so and ends, unless ``--device cpu`` is
+asked for, which shows that it runs: tensors of the CPU take the accelerator's route then.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from benchmarks.duel import distance
 from benchmarks.measure import Stopwatch, interleaved, limit_processors
 from benchmarks.problems import PROBLEMS, SMALL
 from benchmarks.report import Row, Table, setting
-from benchmarks.setup import Setup, timed
-from cvxlayers.dense import Engine
+from benchmarks.setup import Setup
+from cvxlayers.arrays import memory_beside
+from cvxlayers.dense.repetition import VARIABLE
 from cvxlayers.parallel import workers
-from cvxlayers.program import OUTCOMES, ConeProgram
-from cvxlayers.solvers import get_solver
-from cvxlayers.status import Status
+from cvxlayers.torch import CvxpyLayer, function
 
 CHECKED, BATCHES = 64, (128, 1024, 8192)
-# How far answers may be apart, relative to the largest entry: objectives are within 1e-8, and so
-# x within its square root where they are curved.
-AGREEMENT = 1e-4
+# How far answers and gradients may be apart, in relative Euclidean norms.
+AGREEMENT = {"x apart": 1e-8, "gradient apart": 1e-6}
 COLUMNS = (
     "problem",
     "B",
-    "solved",
+    "x apart",
+    "gradient apart",
     "iterations",
-    "CPU − device",
-    "LANES − device",
     "LANES / device",
+    "LANES / recorded",
+    "Moreau / device",
     "device µs",
+    "forward",
     "bytes each",
+    "predicted",
 )
 
 
@@ -53,67 +59,126 @@ def main(arguments: Sequence[str]) -> int:
         limit_processors(options.threads)
     torch.set_num_threads(1)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{setting(workers())}\ndense engine on: {name}")
-    table, wrong = Table("The dense engine.", COLUMNS), 0
-    for problem in options.problems:
-        sizes = SMALL[problem] if options.quick else None
-        for batch in (CHECKED, *options.batch):
-            row = measured(Setup(PROBLEMS[problem], batch, sizes), device, options.rounds)
-            apart = [float(str(row[name])) for name in COLUMNS if "−" in name and name in row]
-            wrong += any(not distance <= AGREEMENT for distance in apart)
-            table.add({"problem": problem, "B": batch} | row)
+    memory = memory_beside(torch.zeros(0, device=device))
+    print(f"{setting(workers())}\ndevice: {name}, {memory:.3g} bytes")
+    title = "Forward and backward of a layer on the device, and on the CPU by LANES."
+    table, wrong = Table(title, COLUMNS), 0
+    with _routed(device):
+        for problem in options.problems:
+            sizes = SMALL[problem] if options.quick else None
+            for batch in (CHECKED, *options.batch):
+                row = measured(Setup(PROBLEMS[problem], batch, sizes), device, options.rounds)
+                wrong += any(not float(str(row[n])) <= most for n, most in AGREEMENT.items())
+                table.add({"problem": problem, "B": batch} | row)
     if wrong:
-        print(f"\n{wrong} rows have answers that are more than {AGREEMENT} apart.")
+        print(f"\n{wrong} rows have answers that are further apart than {AGREEMENT}.")
     return int(wrong > 0)
 
 
 def measured(setup: Setup, device: torch.device, rounds: int) -> Row:
-    """One row: how far answers are apart, and how long they take."""
-    program, structure = setup.program(), setup.program().structure
-    engine, lanes = Engine(structure, _memory(device)), get_solver("LANES")(structure)
-    on_device = _tensors(program, device)
+    """One row: how far answers are apart, what they take, and how long."""
+    problem, parameters, variables, _ = setup.benchmark
+    on_cpu = CvxpyLayer(problem, parameters, variables, solver="LANES")
+    there = [t.detach().to(device).requires_grad_() for t in setup.inputs]
+    weights = [torch.randn_like(y) for y in on_cpu(*setup.inputs)]
+    sent = [w.to(device) for w in weights]
 
-    def solve() -> Any:
-        answer = engine.solve(*on_device, program.batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return answer
+    expected = _gradient(on_cpu, setup.inputs, weights)
+    found, most = _with_memory(lambda: _gradient(setup.layer, there, sent), device)
+    apart = [
+        distance([t.cpu() for t in one], other) for one, other in zip(found, expected, strict=True)
+    ]
+    row: Row = {name: f"{d:.0e}" for name, d in zip(AGREEMENT, apart, strict=True)}
+    with torch.no_grad():
+        iterations = setup.layer.solve(*there)[1].iterations
+    row["iterations"] = f"{float(iterations.mean()):.3g}"
+    row["predicted"] = _predicted(setup.layer, there)
+    if most is not None:
+        row["bytes each"] = most / setup.batch
 
-    found, expected = solve(), lanes.solve(program, {})
-    solved = (found.outcome == OUTCOMES.index("solved")).cpu()
-    both = solved & torch.from_numpy(expected.status == int(Status.SOLVED))
-    row: Row = {
-        "solved": f"{100.0 * float(solved.double().mean()):.4g} %",
-        "iterations": f"{float(found.iterations.double().mean()):.3g}",
-        "LANES − device": _distance(found.x.cpu()[both], torch.from_numpy(expected.x)[both]),
-        "bytes each": engine.bytes_per_instance,
+    def steps(prefix: str, layer: Any, inputs: Any, own: Any) -> Callable[[Stopwatch], None]:
+        def body(watch: Stopwatch) -> None:
+            with watch(f"{prefix}forward"):
+                outputs = layer(*inputs)
+                _wait(device)
+            with watch(f"{prefix}backward"):
+                torch.autograd.grad(outputs, inputs, own)
+                _wait(device)
+
+        return body
+
+    competitors = {
+        "device": steps("device ", setup.layer, there, sent),
+        "LANES": steps("LANES ", on_cpu, setup.inputs, weights),
     }
-    if program.batch <= CHECKED:
-        again = Engine(structure).solve(*_tensors(program, torch.device("cpu")), program.batch)
-        row["CPU − device"] = _distance(found.x.cpu()[both], again.x[both])
-    competitors: dict[str, Callable[[Stopwatch], None]] = {
-        "device": timed("device", solve),
-        "LANES": timed("LANES", lambda: lanes.solve(program, {})),
-    }
+    if device.type == "cuda":
+        competitors["recorded"] = _recorded(steps("recorded ", setup.layer, there, sent))
+    if find_spec("moreau") is not None:
+        moreau = CvxpyLayer(problem, parameters, variables, solver="MOREAU")
+        competitors["Moreau"] = steps("Moreau ", moreau, there, sent)
     times = interleaved(competitors, rounds)
-    row["LANES / device"] = times.ratio("LANES", "device")
-    row["device µs"] = times.microseconds("device") / program.batch
+    for one, other in (("LANES", "device"), ("LANES", "recorded"), ("Moreau", "device")):
+        if {one, other} <= competitors.keys():
+            both = (f"{name} forward+{name} backward" for name in (one, other))
+            row[f"{one} / {other}"] = times.ratio(*both)
+    forward, backward = (times.microseconds(f"device {way}") for way in ("forward", "backward"))
+    row["device µs"] = (forward + backward) / setup.batch
+    row["forward"] = f"{100.0 * forward / (forward + backward):.0f} %"
     return row
 
 
-def _tensors(program: ConeProgram, device: torch.device) -> list[torch.Tensor]:
-    return [torch.tensor(v, device=device) for v in (program.P, program.q, program.A, program.b)]
+def _gradient(layer: Any, inputs: Any, weights: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+    outputs = layer(*inputs)
+    return outputs, torch.autograd.grad(outputs, inputs, weights)
 
 
-def _memory(device: torch.device) -> float:
-    """Half of what is free on an accelerator."""
-    return 0.5 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2.0**28
+def _with_memory(body: Callable[[], Any], device: torch.device) -> tuple[Any, float | None]:
+    """What it returns, and the most memory of the device that it took; nobody counts a CPU's."""
+    if device.type != "cuda":
+        return body(), None
+    body()  # what is sent once
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = body()
+    return result, float(torch.cuda.max_memory_allocated(device) - before)
 
 
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> str:
-    size = float(expected.abs().max()) if len(expected) else 1.0
-    apart = float((found - expected).abs().max()) if len(expected) else 0.0
-    return f"{apart / max(1.0, size):.0e}"
+def _predicted(layer: Any, inputs: Sequence[torch.Tensor]) -> float:
+    """Bytes that an instance is reckoned to take."""
+    specs = layer.operations.canonical.parameters
+    flat = [t.detach().reshape(-1, spec.size) for t, spec in zip(inputs, specs, strict=True)]
+    bytes_each: float = layer.operations.solution_map.bytes_per_instance(flat, True)
+    return bytes_each
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _recorded(body: Callable[[Stopwatch], None]) -> Callable[[Stopwatch], None]:
+    """The same with iterations that are recorded and repeated."""
+
+    def steps(watch: Stopwatch) -> None:
+        os.environ[VARIABLE] = "1"
+        try:
+            body(watch)
+        finally:
+            del os.environ[VARIABLE]
+
+    return steps
+
+
+@contextmanager
+def _routed(device: torch.device) -> Iterator[None]:
+    """Tensors of this device take the accelerator's route."""
+    own = function.is_on_device
+    if device.type == "cpu":
+        function.is_on_device = lambda tensor: True
+    try:
+        yield
+    finally:
+        function.is_on_device = own
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

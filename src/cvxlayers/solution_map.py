@@ -331,6 +331,18 @@ class SolutionMap:
         """The batch in pieces whose intermediate results fit into the memory allowed."""
         if batch <= 1:
             return [slice(0, batch)]
+        return slices(batch, self.bytes_per_instance(theta, factored), self._memory(theta))
+
+    def bytes_per_instance(self, theta: Sequence[Array], factored: bool) -> float:
+        """Roughly what the intermediate results of one instance of a batch take at once.
+
+        Parameters
+        ----------
+        theta : sequence of array
+            Parameter values, shapes (B or 1, size): of them, which vary, and where they are.
+        factored : bool
+            Whether a KKT system is factored, to polish or to differentiate.
+        """
         structure, maps = self.canonical.structure, self.canonical
         varying = sum(
             len(f.offset)
@@ -344,7 +356,7 @@ class SolutionMap:
         in_lanes = not on_device and self.geometry.engine_for(_NUMPY) is not None
         if factored and (not in_lanes or self.settings.derivative == "smoothed"):
             each += memory_of_factor(self.geometry, always_dense=on_device)
-        return slices(batch, each, self._memory(theta))
+        return each
 
     def _memory(self, theta: Sequence[Array]) -> float:
         """Bytes that the intermediate results of a batch may take where its parameters are."""
