@@ -43,6 +43,9 @@ class CvxpyLayer(Frontend):
     is differentiated. ``solver_args={"polish": False}`` is faster without. The layer has no state:
     nothing in it changes between calls. It can be copied and pickled.
 
+    Outside of compiled programs, arrays on one GPU are solved there, by the solver DENSE, if there
+    is a PyTorch that reaches it and no other solver was named. This has not been run on a GPU.
+
     In a compiled program the solver runs on the host, by a callback. JAX hands on what it raises
     there as an error of its own, mostly a `jax.errors.JaxRuntimeError`, whose text ends with the
     message.

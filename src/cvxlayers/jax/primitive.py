@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from cvxlayers.jax import gpu
 from cvxlayers.jax.task import Task
 
 __all__ = ["bind"]
@@ -32,19 +33,22 @@ def bind(task: Task, row: Sequence[Any]) -> list[Any]:
 
 def _evaluate(*operands: Any, task: Task) -> list[jax.Array]:
     """Outside of compiled programs: without compiling one."""
-    results = task.run([np.asarray(operand) for operand in operands])
-    # On the device that an operand was put on; results for several go with all of them.
-    put = (x.devices() for x in operands if isinstance(x, jax.Array) and x.committed)
-    devices = next(put, set())
-    if len(devices) == 1:
-        arrays = jax.device_put(results, *devices)
-    else:
-        arrays = [jnp.asarray(result) for result in results]
+    arrays = gpu.run(task, operands) if gpu.takes(task, operands) else _on_host(operands, task)
     if task.name != "solve":
         task.origin.remember_with(operands[task.parameters])
     elif task.differentiable:
         task.origin.remember_with(arrays[-1])
     return arrays
+
+
+def _on_host(operands: Sequence[Any], task: Task) -> list[jax.Array]:
+    results = task.run([np.asarray(operand) for operand in operands])
+    # On the device that an operand was put on; results for several go with all of them.
+    put = (x.devices() for x in operands if isinstance(x, jax.Array) and x.committed)
+    devices = next(put, set())
+    if len(devices) == 1:
+        return jax.device_put(results, *devices)
+    return [jnp.asarray(result) for result in results]
 
 
 def _abstract(*operands: Any, task: Task) -> list[jax.core.ShapedArray]:
@@ -55,6 +59,8 @@ def _abstract(*operands: Any, task: Task) -> list[jax.core.ShapedArray]:
 def _lower(context: Any, *operands: Any, task: Task) -> Any:
     # jax.pure_callback would put the arrays on a device, from within a computation on that device,
     # and wait for them. With one CPU that never ends if they are large.
+    # Nor is `gpu.run` for this: a program on a GPU hands a callback copies on the host, and what
+    # the callback did with the GPU's memory would not be ordered by the program's stream.
     def callback(*arrays: Any) -> tuple[Any, ...]:
         return tuple(task.run([np.asarray(array) for array in arrays]))
 

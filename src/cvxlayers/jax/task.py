@@ -11,7 +11,7 @@ see them exactly, whatever ``jax_enable_x64`` is. Being integers, they are not d
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from cvxlayers.call import Call
 from cvxlayers.operations import RESULT, Operations
 from cvxlayers.settings import FailurePolicy
 
-__all__ = ["Origin", "Task", "to_bits"]
+__all__ = ["BITS", "Origin", "Task", "to_bits", "to_numbers"]
 
 Array = NDArray[Any]
 Typed = tuple[tuple[int, ...], np.dtype[Any]]
@@ -36,10 +36,15 @@ def to_bits(array: NDArray[np.float64]) -> NDArray[np.uint32]:
     return np.asarray(array, order="C")[..., None].view(BITS)
 
 
-def _numbers(array: Array) -> NDArray[np.float64]:
+def to_numbers(array: Array) -> NDArray[np.float64]:
+    """The numbers of an array, which may hold their bits."""
     if array.dtype == BITS:
         return np.asarray(array, order="C").view(np.float64)[..., 0]
     return array.astype(np.float64, copy=False)
+
+
+def _typed(array: Array, dtype: np.dtype[Any]) -> Array:
+    return to_bits(array) if dtype == BITS else array.astype(dtype, copy=False)
 
 
 @dataclass(eq=False)
@@ -133,16 +138,28 @@ class Task:
             return [None if c else next(given) for c in self._constants(_dtypes(row))]
         return [next(given) for _ in self.origin.operations.canonical.outputs]
 
-    def run(self, operands: Sequence[Array]) -> list[Array]:
-        """The results, of the types that `results` gives."""
+    def run(
+        self,
+        operands: Sequence[Any],
+        read: Callable[[Any], Any] = to_numbers,
+        write: Callable[[Any, np.dtype[Any]], Any] = _typed,
+    ) -> list[Any]:
+        """The results, of the types that `results` gives.
+
+        Parameters
+        ----------
+        operands : sequence of array
+        read : callable
+            Makes float64 arrays, for `Call.run`, of the operands.
+        write : callable
+            Makes arrays of a dtype of the results.
+        """
         row = self.row(operands)
-        numbers = [None if a is None else _numbers(a) for a in row]
+        numbers = [None if a is None else read(a) for a in row]
         found = self.call.run(self.name, numbers, self.mapped)
         dtypes = self._result_dtypes(_dtypes(row))
         return [
-            to_bits(a) if dtype == BITS else a.astype(dtype, copy=False)
-            for a, dtype in zip(found, dtypes, strict=True)
-            if dtype is not None
+            write(a, dtype) for a, dtype in zip(found, dtypes, strict=True) if dtype is not None
         ]
 
     def results(self, operands: Sequence[Typed]) -> list[Typed]:
