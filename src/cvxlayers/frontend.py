@@ -30,7 +30,8 @@ Parameters
     solver : str, optional
         ``"LANES"``, the library's own, which solves many instances at once; or CVXPY's name of
         another: ``cp.CLARABEL``, ``cp.SCS``, or ``cp.DIFFCP``, which brings its own derivative.
-        Default: LANES where it takes the problem and the options, and otherwise Clarabel.
+        Default: LANES where it takes the problem and the options, and otherwise Clarabel; for
+        arrays on a GPU, ``"DENSE"``, which solves them there.
     gp : bool, optional
         Whether the problem is a geometric program (log-log convex).
     verbose : bool, optional
@@ -61,7 +62,7 @@ Parameters
     max_batch_memory : float, optional
         Bytes that the intermediate results of a batch may take, such as the factors that are kept
         for gradients. A batch that needs more is solved in pieces, and the factors are computed
-        again for the gradient. Default: a quarter of the machine's memory.
+        again for the gradient. Default: a quarter of the machine's memory, or of the GPU's.
 
     Raises
     ------

@@ -352,10 +352,13 @@ class SolutionMap:
         each = 8.0 * (COPIES * varying + POINTS * (structure.n + 2 * structure.m))
         on_device = _is_on_device(theta)
         if on_device:
-            each += self._on_devices.memory_per_instance
-        in_lanes = not on_device and self.geometry.engine_for(_NUMPY) is not None
+            # After each other, and what one took is free when the other begins.
+            solving = self._on_devices.memory_per_instance
+            factor = memory_of_factor(self.geometry, on_device) if factored else 0.0
+            return each + max(solving, factor)
+        in_lanes = self.geometry.engine_for(_NUMPY) is not None
         if factored and (not in_lanes or self.settings.derivative == "smoothed"):
-            each += memory_of_factor(self.geometry, always_dense=on_device)
+            each += memory_of_factor(self.geometry)
         return each
 
     def _memory(self, theta: Sequence[Array]) -> float:

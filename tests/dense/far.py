@@ -9,6 +9,8 @@ down: copies, and questions that wait for an answer.
 from __future__ import annotations
 
 import contextlib
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +27,32 @@ _QUESTIONS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", 
 
 @dataclass
 class Record:
-    """What came to the host: the number of entries of every copy, and how many questions."""
+    """What came to the host: the number of entries of every copy, and how many questions; the
+    number of entries of every copy from there; and the memory taken on the device, in bytes."""
 
     copies: list[int] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
     questions: int = 0
+    taken: int = 0
+    most_taken: int = 0
+    _users: Counter[int] = field(default_factory=Counter, repr=False)
+
+    def hold(self, far: Far) -> None:
+        """Count the memory of a tensor for as long as it, or a view of it, is alive."""
+        if far.inner.layout != torch.strided:
+            return
+        storage = far.inner.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if not self._users[key]:
+            self.taken += size
+            self.most_taken = max(self.most_taken, self.taken)
+        self._users[key] += 1
+        weakref.finalize(far, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            self.taken -= size
 
 
 class Far(torch.Tensor):
@@ -80,7 +103,13 @@ class _Mode(TorchDispatchMode):
         if "device" in kwargs and device is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-        return tree_map(_far, result) if goes_far else result
+        if not goes_far:
+            return result
+        result = tree_map(_far, result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Far):
+                self.record.hold(tensor)
+        return result
 
     def _count(self, is_far: bool, goes_far: bool, given: Sequence[Any], name: str) -> None:
         if name == "aten::copy_":

@@ -1,13 +1,20 @@
-"""The engine on a CUDA device gives what it gives on the CPU."""
+"""On a CUDA device: what the engine and layers give on the CPU, without copies to it.
+
+Everything here runs on a pretended device in tests/dense/test_far.py, too.
+"""
 
 from __future__ import annotations
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
 
+from conformance.problems import CASES, Case
 from cvxlayers.dense import Answer, Engine
+from cvxlayers.dense.repetition import VARIABLE
 from cvxlayers.program import OUTCOMES, ConeProgram
+from cvxlayers.torch import CvxpyLayer
 from solvers.random_programs import CONES, random_program
 
 pytestmark = pytest.mark.skipif(
@@ -21,9 +28,13 @@ def solved(program: ConeProgram, device: str) -> Answer:
     return Engine(program.structure).solve(*tensors, program.batch)
 
 
+@pytest.mark.parametrize("recorded", ["0", "1"], ids=["eager", "recorded"])
 @pytest.mark.parametrize("cone", CONES)
 @pytest.mark.parametrize("shared", ["", "P", "PA"])
-def test_the_device_does_not_matter(cone: str, shared: str) -> None:
+def test_the_device_does_not_matter(
+    cone: str, shared: str, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, recorded)
     program = random_program(CONES[cone], 6, batch=16, rank=6, shared=shared)
     program.q[3 % len(program.q), 0] = np.nan
     found, expected = solved(program, "cuda"), solved(program, "cpu")
@@ -34,3 +45,61 @@ def test_the_device_does_not_matter(cone: str, shared: str) -> None:
         one, other = getattr(found, name).cpu()[good], getattr(expected, name)[good]
         size = other.abs().max() if good.any() else 1.0
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-7 * float(size))
+
+
+def run(case: Case, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    problem, parameters, variables = case.build()
+    layer = CvxpyLayer(problem, parameters, variables, gp=case.gp).to(device)
+    values = [torch.tensor(v, device=device, requires_grad=True) for v in case.values()]
+    outputs = layer(*values)
+    sum((y**2).sum() for y in outputs).backward()
+    assert all(y.device.type == device for y in outputs)
+    assert all(v.grad is None or v.grad.device.type == device for v in values)
+    gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
+    return [y.detach().cpu() for y in outputs], [g.cpu() for g in gradients]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layers(case: Case) -> None:
+    """Values within 1e-8 and gradients within 1e-6 of those of the CPU."""
+    pairs = zip(run(case, "cuda"), run(case, "cpu"), (1e-8, 1e-6), strict=True)
+    for found, expected, bound in pairs:
+        for one, other in zip(found, expected, strict=True):
+            size = 1.0 + float(other.abs().max()) if other.numel() else 1.0
+            torch.testing.assert_close(one, other, rtol=0, atol=bound * size)
+
+
+def projection() -> tuple[CvxpyLayer, torch.Tensor]:
+    x, b = cp.Variable(4), cp.Parameter(4)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= 0]), [b], [x])
+    return layer, torch.randn(64, 4, dtype=torch.float64, device="cuda")
+
+
+def test_streams() -> None:
+    """A call on another stream waits for nothing but that, and is right."""
+    layer, b = projection()
+    layer(b)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        (y,) = layer(2.0 * b)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(y, 2.0 * b.clamp_min(0.0), rtol=0, atol=1e-6)
+
+
+def test_autocast() -> None:
+    layer, b = projection()
+    with torch.autocast("cuda", dtype=torch.float16):
+        (y,) = layer(b.requires_grad_())
+    y.sum().backward()
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, b.clamp_min(0.0), rtol=0, atol=1e-9)
+
+
+def test_devices_are_not_mixed() -> None:
+    layer, b = projection()
+    with pytest.raises(ValueError, match="cpu"):
+        x, c, d = cp.Variable(), cp.Parameter(), cp.Parameter()
+        problem = cp.Problem(cp.Minimize(cp.square(x - c) + d * x))
+        CvxpyLayer(problem, [c, d], [x])(b[0, 0], b[0, 0].cpu())
+    del layer

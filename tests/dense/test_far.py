@@ -5,7 +5,8 @@ What it computes is compared with the other route, through NumPy and the solvers
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import cvxpy as cp
 import numpy as np
@@ -22,6 +23,7 @@ from dense.far import DEVICE, Far, Record, pretended
 from solvers.random_programs import CONES, random_program
 
 BATCH = 6
+Problem: TypeAlias = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]
 # All cones, quadratic forms, duals, a geometric program.
 CHOSEN = [
     case
@@ -137,6 +139,57 @@ def test_one_question_every_few_iterations(cone: str, monkeypatch: pytest.Monkey
     assert (outcome != OUTCOMES.index("solved")).all()
     assert asked[1] - asked[0] == 2
     assert sizes[1] == 0, "the cones are made once for a structure"
+
+
+def affine_qp() -> Problem:
+    x, q, G, h = cp.Variable(20), cp.Parameter(20), cp.Parameter((30, 20)), cp.Parameter(30)
+    objective = cp.Minimize(cp.sum_squares(x) + q @ x)
+    return cp.Problem(objective, [G @ x <= h, cp.sum(x) == 0]), [q, G, h], [x]
+
+
+def ball() -> Problem:
+    x, q, F = cp.Variable(15), cp.Parameter(15), cp.Parameter((15, 15))
+    return cp.Problem(cp.Minimize(q @ x), [cp.norm(F @ x) <= 1, x >= -1]), [q, F], [x]
+
+
+def nearest_semidefinite() -> Problem:
+    X, C = cp.Variable((5, 5), symmetric=True), cp.Parameter((5, 5), symmetric=True)
+    return cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [X >> 0]), [C], [X]
+
+
+def softmax() -> Problem:
+    x, c = cp.Variable(12), cp.Parameter(12)
+    objective = cp.Maximize(cp.sum(cp.entr(x)) + c @ x)
+    return cp.Problem(objective, [cp.sum(x) == 1]), [c], [x]
+
+
+@pytest.mark.parametrize("make", [affine_qp, ball, nearest_semidefinite, softmax])
+def test_memory_is_as_predicted(make: Callable[[], Problem]) -> None:
+    """By all tensors that are alive at once, in forward, backward and the second derivative."""
+    batch, rng = 32, np.random.default_rng(0)
+    operations = Operations(*make())
+    theta = [rng.uniform(size=(batch, *p.shape)) for p in operations.canonical.parameters]
+    theta = [t + np.swapaxes(t, 1, 2) if make is nearest_semidefinite else t for t in theta]
+
+    def everything(call: Call) -> list[float]:
+        most = []
+        with pretended() as record:
+            row: list[Any] = sent(theta)
+            inputs = record.taken
+            *y, v = call.run("solve", row)
+            most.append(record.most_taken - inputs)
+            ones = [torch.ones_like(a) for a in y]
+            for name, arguments in (("vjp", ones), ("hvp", [*ones, *row])):
+                record.most_taken = record.taken
+                call.run(name, [*row, v, *arguments])
+                most.append(record.most_taken - inputs)
+        return most
+
+    everything(Call(operations))  # constants are sent once
+    most = max(everything(Call(operations))) / batch
+    flat = [torch.from_numpy(t).reshape(batch, -1) for t in theta]
+    predicted = operations.solution_map.bytes_per_instance(flat, factored=True)
+    assert most <= predicted <= 4 * most
 
 
 def test_settings_of_smoothed_derivatives() -> None:

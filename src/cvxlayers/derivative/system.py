@@ -176,17 +176,17 @@ def _for_each(count: int, body: Callable[[int], None], like: Array) -> None:
         body(j)
 
 
-def memory_of_factor(geometry: Geometry, always_dense: bool = False) -> float:
+def memory_of_factor(geometry: Geometry, on_device: bool = False) -> float:
     """Bytes that the factored system of one instance takes, at most, where it is dense; sparse
-    ones were measured to take about 500 for each stored entry of K."""
+    ones were measured to take about 500 for each stored entry of K. On a device it is all that a
+    batch takes at once while it is factored or solved with: up to nine matrices of the size of K
+    were counted."""
     structure = geometry.structure
     size = structure.n + structure.m
     stored = 2 * structure.A.nnz + geometry.P_full.nnz + size
-    if (
-        always_dense
-        or size <= DENSE_SIZE
-        or (size <= DENSE_LIMIT and stored > DENSE_FILL * size**2)
-    ):
+    if on_device:
+        return 8.0 * (10 * size**2 + 2 * structure.n * structure.m)
+    if size <= DENSE_SIZE or (size <= DENSE_LIMIT and stored > DENSE_FILL * size**2):
         return 8.0 * (2 * size**2 + structure.n * structure.m)
     return 500.0 * stored
 
