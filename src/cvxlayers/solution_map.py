@@ -1,6 +1,7 @@
 """θ ↦ v(θ) over float64 arrays with one batch axis: solved, polished, judged.
 
-Arrays of NumPy are solved by the layer's solver; those of PyTorch where they live, by DENSE.
+Arrays of NumPy are solved by the layer's solver; those of PyTorch, on a device, by DENSE or by a
+solver for devices that was named, and all else is done there.
 
 v is the whole primal-dual point; the outputs that the user asked for are read off it by
 `CanonicalProblem.recover`. Its derivatives are in `sensitivity`.
@@ -28,6 +29,7 @@ from cvxlayers.arrays import (
     memory_beside,
     namespace,
     put,
+    sent,
     take,
 )
 from cvxlayers.canonicalize import CanonicalProblem
@@ -75,7 +77,7 @@ SHARE = 0.25
 # How many arrays of the size of a point polishing has at once, and of the size of the data.
 POINTS, COPIES = 30, 4
 
-# The solver of arrays that live on a device.
+# The solver of arrays that live on a device, where none was named.
 ON_DEVICES = "DENSE"
 # What arrays of the host are like.
 _NUMPY = np.empty(0)
@@ -125,13 +127,15 @@ class SolutionMap:
         """The solver of calls without options of their own."""
         return self._solvers[self._options.kind]
 
-    @property
-    def solves_on_devices(self) -> bool:
-        """Whether arrays of a device are solved there; the other solvers are the host's."""
-        return (self.settings.solver or ON_DEVICES).upper() == ON_DEVICES
+    @cached_property
+    def stays_on_devices(self) -> bool:
+        """Whether arrays of a device are to stay there; with other solvers they are the host's."""
+        return get_solver(self.settings.solver or ON_DEVICES).is_for_devices
 
     @cached_property
     def _on_devices(self) -> Solver:
+        if self.settings.solver is not None:
+            return self.solver
         kind = get_solver(ON_DEVICES)
         refusal = kind.refusal(self.canonical.structure)
         if refusal is not None:
@@ -293,7 +297,7 @@ class SolutionMap:
         else:
             verbose = self.settings.verbose if options.verbose is None else options.verbose
             solver, own = self._solver_for(options), options.solver
-            solution = solver.solve(program, own, bool(verbose), deadline)
+            solution = _solved(solver, program, own, bool(verbose), deadline)
             take_over(solver.name, program, solution, own, deadline)
             if not options.is_loose:
                 self._question(program, solution)
@@ -495,7 +499,7 @@ class SolutionMap:
         """A program as accurately as can be, for differences of solutions."""
         deadline = options.deadline()
         solver = self._solver_for(options)
-        solution = solver.solve(program, options.solver, deadline=deadline)
+        solution = _solved(solver, program, options.solver, False, deadline)
         take_over(solver.name, program, solution, options.solver, deadline)
         self._question(program, solution)
         retry(solver.name, program, solution, options.solver, deadline)
@@ -507,6 +511,22 @@ class SolutionMap:
 
 def _is_on_device(theta: Sequence[Array]) -> bool:
     return bool(theta) and not is_host(theta[0])
+
+
+def _solved(
+    solver: Solver,
+    program: ConeProgram,
+    options: Mapping[str, Any],
+    verbose: bool,
+    deadline: float | None,
+) -> ConeSolution:
+    """What a solver finds, beside the data, wherever it works."""
+    if is_host(program.q) or solver.takes_tensors:
+        return solver.solve(program, options, verbose, deadline)
+    solution = solver.solve(program.on_host(), options, verbose, deadline)
+    for name in ("x", "z", "s"):
+        setattr(solution, name, sent(getattr(solution, name), program.q))
+    return solution
 
 
 def _has_large(arrays: Sequence[Array]) -> bool:

@@ -18,8 +18,10 @@ import torch
 
 from conformance.oracle import gradient, relative_error, solution, weights
 from conformance.problems import CASES, Case
-from cvxlayers import SolverError, Status
+from cvxlayers import SolverError, Status, solution_map
 from cvxlayers.errors import UnsupportedProblemError
+from cvxlayers.solvers import get_solver
+from cvxlayers.solvers.clarabel import Clarabel
 from cvxlayers.solvers.dense import Dense
 from cvxlayers.torch import CvxpyLayer
 
@@ -91,6 +93,34 @@ def test_it_is_dense_that_solves(monkeypatch: pytest.MonkeyPatch) -> None:
     for solver in ("LANES", "CLARABEL"):
         projection(solver=solver)(*values())
         assert not calls
+
+
+def test_a_solver_for_devices_that_takes_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CuClarabel and Moreau: the data go to it by the host, and all else is done here."""
+    assert get_solver("CUCLARABEL").is_for_devices and get_solver("MOREAU").is_for_devices
+    monkeypatch.setattr(Clarabel, "is_for_devices", True)
+    kinds: list[type] = []
+    solve, polish = Clarabel.solve, solution_map.polish
+
+    def solved(self: Clarabel, program: Any, *arguments: Any, **named: Any) -> Any:
+        kinds.append(type(program.q))
+        return solve(self, program, *arguments, **named)
+
+    def polished(geometry: Any, program: Any, *arguments: Any) -> Any:
+        kinds.append(type(program.q))
+        return polish(geometry, program, *arguments)
+
+    monkeypatch.setattr(Clarabel, "solve", solved)
+    monkeypatch.setattr(solution_map, "polish", polished)
+    given = values()
+    (y,) = projection(solver="CLARABEL")(*given)
+    y.sum().backward()
+    assert kinds == [np.ndarray, torch.Tensor]
+    expected = values()
+    (other,) = projection()(*expected)
+    other.sum().backward()
+    torch.testing.assert_close(y, other, rtol=0, atol=1e-9)
+    torch.testing.assert_close(given[0].grad, expected[0].grad, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -42,6 +42,12 @@ class Solver(ABC):
         That which `max_iters` stands for.
     has_derivative : bool
         Whether it brings a derivative of its own (see `linearize`).
+    is_for_devices : bool
+        Whether everything else, the maps, the polish and the derivative, is done on the device of
+        a call's tensors if this solver was named.
+    takes_tensors : bool
+        Whether it takes tensors of a device as they are, and leaves its answers there. The data of
+        the others are copied to the host and back.
     """
 
     name: ClassVar[str]
@@ -50,6 +56,8 @@ class Solver(ABC):
     tolerances: ClassVar[tuple[str, ...]] = ()
     iteration_limit: ClassVar[str] = "max_iters"
     has_derivative: ClassVar[bool] = False
+    is_for_devices: ClassVar[bool] = False
+    takes_tensors: ClassVar[bool] = False
 
     def __init__(self, structure: ProblemStructure):
         self.structure = structure

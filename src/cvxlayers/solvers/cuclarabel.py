@@ -82,6 +82,7 @@ class CuClarabel(Solver):
     """
 
     name = "CUCLARABEL"
+    is_for_devices = True
     cones = CONES - {"psd"}
     tolerances, iteration_limit = Clarabel.tolerances, Clarabel.iteration_limit
     # Clarabel.jl has no presolve on a device, and other names for its linear solvers there.

@@ -31,6 +31,7 @@ class Dense(InteriorPoint):
     """The method of Goulart & Chen, arXiv 2405.12762, on dense matrices of many instances."""
 
     name = "DENSE"
+    is_for_devices = takes_tensors = True
 
     @classmethod
     def refusal(cls, structure: ProblemStructure) -> str | None:

@@ -87,6 +87,7 @@ class Moreau(Solver):
     """
 
     name = "MOREAU"
+    is_for_devices = True
     cones = CONES
     tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
     iteration_limit = "max_iter"
