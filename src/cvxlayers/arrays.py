@@ -25,6 +25,7 @@ __all__ = [
     "Array",
     "all_finite",
     "copied",
+    "counting",
     "fetched",
     "full",
     "held",
@@ -149,6 +150,13 @@ def put(x: Array, rows: Rows, values: Any) -> None:
 def _index(rows: NDArray[Any], x: Array) -> Any:
     # A mask on a device would have to be counted there first.
     return sent(np.flatnonzero(rows) if rows.dtype == bool else rows, x)
+
+
+def counting(count: int, like: Array) -> Any:
+    """0, 1, …, beside another array."""
+    if isinstance(like, np.ndarray):
+        return np.arange(count)
+    return namespace(like).arange(count, device=like.device)
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Any:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from cvxlayers.arrays import (
     Array,
+    counting,
     fetched,
     full,
     held,
@@ -119,7 +120,7 @@ class DenseSystem:
                 if len(A) == 1:
                     rows = A[0][self.index]
                 else:
-                    rows = A[sent(np.arange(batch)[:, None], A), self.index]
+                    rows = A[counting(batch, A)[:, None], self.index]
                 rows = xp.where(used[:, :, None], rows, 0.0)
             K[:, n:, :n] = rows
             K[:, :n, n:] = rows.mT
@@ -197,7 +198,7 @@ class DenseSystem:
             if self.index is None:
                 v = found
             else:
-                v[sent(np.arange(len(v))[:, None], v), self.index] = found
+                v[counting(len(v), v)[:, None], self.index] = found
         if self.curved is not None:
             v_e = (self.A_e @ u[:, :, None])[:, :, 0]
             if r2 is not None:

@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.arrays import Array, held, is_host, namespace, sent, take, zeros
+from cvxlayers.arrays import Array, held, is_host, namespace, take, zeros
 from cvxlayers.derivative.balance import row_scales, scale_rows
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.derivative.in_lanes import LaneSystem
@@ -227,7 +227,6 @@ def contract(
 ) -> ProgramTangent:
     """dP, dq, dA, db from the adjoint (u, v), at the wanted entries only."""
     structure, shared = geometry.structure, wanted.shared
-    P, A = structure.P, structure.A
     dq = -_maybe_sum(u[:, held(wanted.q, u)], "q" in shared)
     db = _maybe_sum(v[:, held(wanted.b, v)], "b" in shared)
     if not wanted.A.size + wanted.P.size:
@@ -235,11 +234,12 @@ def contract(
         return ProgramTangent(dP, dq, dA, db)
     engine = geometry.engine_for(u)
     if engine is not None:
-        of_P, of_A = _outers_of(structure, engine, wanted)
-        dA = of_A(z, u, v, x, "A" in shared)
-        return ProgramTangent(of_P(u, x, x, u, "P" in shared), dq, dA, db)
-    dA = -_outer(A, wanted.A, z, u, v, x, "A" in shared)
-    dP = sent(_weight(P, wanted.P), u) * _outer(P, wanted.P, u, x, x, u, "P" in shared)
+        outer_P, outer_A = _outers_of(structure, engine, wanted)
+        dA = outer_A(z, u, v, x, "A" in shared)
+        return ProgramTangent(outer_P(u, x, x, u, "P" in shared), dq, dA, db)
+    P, A = _places_of(structure, wanted)
+    dA = held(A.weight, u) * _outer(A, z, u, v, x, "A" in shared)
+    dP = held(P.weight, u) * _outer(P, u, x, x, u, "P" in shared)
     return ProgramTangent(dP, dq, dA, db)
 
 
@@ -250,10 +250,38 @@ _outers: WeakKeyDictionary[ProblemStructure, tuple[Wanted, Outer, Outer]] = Weak
 def _outers_of(structure: ProblemStructure, engine: Engine, wanted: Wanted) -> tuple[Outer, Outer]:
     made = _outers.get(structure)
     if made is None or made[0].P is not wanted.P or made[0].A is not wanted.A:
-        P, A = structure.P, structure.A
-        of_P = engine.outer(P.rows[wanted.P], P.cols[wanted.P], _weight(P, wanted.P))
-        made = wanted, of_P, engine.outer(A.rows[wanted.A], A.cols[wanted.A], -1.0)
+        P, A = (engine.outer(m.rows, m.cols, m.weight) for m in _places_of(structure, wanted))
+        made = wanted, P, A
         _outers[structure] = made
+    return made[1], made[2]
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where wanted entries of a matrix of this shape are, and what they are multiplied by."""
+
+    shape: tuple[int, int]
+    rows: NDArray[Any]
+    cols: NDArray[Any]
+    weight: NDArray[np.float64]
+
+
+# Made once for a structure, as what a device is sent once.
+_places: WeakKeyDictionary[ProblemStructure, tuple[Wanted, _Places, _Places]] = WeakKeyDictionary()
+
+
+def _places_of(structure: ProblemStructure, wanted: Wanted) -> tuple[_Places, _Places]:
+    made = _places.get(structure)
+    if made is None or made[0].P is not wanted.P or made[0].A is not wanted.A:
+        of_P, of_A = (
+            _Places(pattern.shape, pattern.rows[some], pattern.cols[some], weight)
+            for pattern, some, weight in (
+                (structure.P, wanted.P, _weight(structure.P, wanted.P)),
+                (structure.A, wanted.A, np.full(len(wanted.A), -1.0)),
+            )
+        )
+        made = wanted, of_P, of_A
+        _places[structure] = made
     return made[1], made[2]
 
 
@@ -262,21 +290,19 @@ def _weight(P: Pattern, entries: NDArray[np.intp]) -> NDArray[np.float64]:
     return np.where(P.rows[entries] == P.cols[entries], -0.5, -1.0)
 
 
-def _outer(
-    pattern: Pattern, entries: NDArray[np.intp], a: Array, b: Array, c: Array, d: Array, total: bool
-) -> Array:
-    """a bᵀ + c dᵀ at stored entries of a pattern, summed over the batch if `total`."""
-    batch = len(a)
-    if not len(entries):
+def _outer(places: _Places, a: Array, b: Array, c: Array, d: Array, total: bool) -> Array:
+    """a bᵀ + c dᵀ at some entries of a matrix, summed over the batch if `total`."""
+    batch, count = len(a), len(places.rows)
+    if not count:
         return zeros((1 if total else batch, 0), a)
-    i, j = sent(pattern.rows[entries], a), sent(pattern.cols[entries], a)
+    i, j = held(places.rows, a), held(places.cols, a)
     if not total or batch == 1:
         return a[:, i] * b[:, j] + c[:, i] * d[:, j]
-    m, n = pattern.shape
-    if not is_host(a) or m * n <= 8 * len(entries) or m * n * batch <= 1_000_000:
+    m, n = places.shape
+    if not is_host(a) or m * n <= 8 * count or m * n * batch <= 1_000_000:
         return (a.T @ b + c.T @ d)[i, j][None, :]
     # The sum over the batch without an array of batch × entries.
-    out = np.zeros(len(entries))
+    out = np.zeros(count)
     for k in range(batch):
         out += a[k, i] * b[k, j] + c[k, i] * d[k, j]
     return out[None, :]

@@ -8,11 +8,12 @@ of several.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvxlayers.arrays import Array, fetched, is_host, largest, namespace, sent
+from cvxlayers.arrays import Array, fetched, held, is_host, largest, namespace
 from cvxlayers.derivative.geometry import Geometry
 from cvxlayers.program import ConeDims, ConeProgram
 
@@ -49,7 +50,7 @@ def is_strict(
     # As `balance` does, but for all rows alike: s and z of one size.
     sigma, size = xp.sqrt(size_s / size_z), xp.sqrt(size_s * size_z)
     w = s / sigma - z * sigma
-    step = VANISHING * size * sent(_inside(geometry.structure.dims), s)
+    step = VANISHING * size * held(_inside(geometry.structure.dims), s)
     above, below = (geometry.cone.spectrum(v).lam for v in (w + step, w - step))
     jump = _sums(geometry, above - below) if s.shape[1] else above
     return np.asarray(fetched(xp.all(xp.abs(jump) < 0.5, axis=1)))
@@ -64,22 +65,23 @@ def _size(values: Array, data: Array) -> Array:
 
 def _sums(geometry: Geometry, values: Array) -> Array:
     """The sum over every block, shape (B, number of blocks)."""
-    starts = _starts(geometry)
+    starts, blocks = _blocks(geometry.structure.dims)
     if is_host(values):
         return np.add.reduceat(values, starts, axis=1)
-    lengths = np.diff(starts, append=values.shape[1])
-    blocks = sent(np.repeat(np.arange(len(starts)), lengths), values)
-    return values.new_zeros((len(values), len(starts))).index_add_(1, blocks, values)
+    sums = values.new_zeros((len(values), len(starts)))
+    return sums.index_add_(1, held(blocks, values), values)
 
 
-def _starts(geometry: Geometry) -> NDArray[np.intp]:
-    """The first row of every block."""
-    dims = geometry.structure.dims
+@lru_cache(maxsize=64)
+def _blocks(dims: ConeDims) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first row of every block, and the number of the block of every row."""
     sizes = [1] * (dims.zero + dims.nonneg) + list(dims.soc)
     sizes += [k * (k + 1) // 2 for k in dims.psd] + [3] * (dims.exp + len(dims.pow))
-    return np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.intp)
+    starts = np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.intp)
+    return starts, np.repeat(np.arange(len(sizes)), sizes)
 
 
+@lru_cache(maxsize=64)
 def _inside(dims: ConeDims) -> NDArray[np.float64]:
     """A point inside every cone and its dual; zero for the zero cone."""
     parts: list[NDArray[np.float64]] = [np.zeros(dims.zero), np.ones(dims.nonneg)]
