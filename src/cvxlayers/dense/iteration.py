@@ -363,7 +363,8 @@ class Solve:
         longest = torch.minimum(torch.minimum(longest, other), one)
         longest = scaling.longest_step(step.s, step.z, longest)
         total = step.tau + step.kappa + step.x.sum(1) + step.z.sum(1) + step.s.sum(1)
-        return torch.where(torch.isfinite(total) & (longest > 0.0), longest, 0.0)
+        # Less than infinity is what is not NaN, either.
+        return torch.where((total.abs() < torch.inf) & (longest > 0.0), longest, 0.0)
 
     def _move(self, step: Step, alpha: Tensor, system: ScaledSystem) -> None:
         at = self.at

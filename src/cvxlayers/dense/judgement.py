@@ -142,7 +142,8 @@ def judge(
     verdict = torch.where(certain & unbounded, outcome("dual infeasible"), verdict)
     verdict = torch.where(certain & infeasible, outcome("primal infeasible"), verdict)
     verdict = torch.where(solved, outcome("solved"), verdict)
-    known = torch.isfinite(f.tau) & torch.isfinite(now.primal) & torch.isfinite(now.dual)
+    # Neither NaN nor infinite: their sizes do not cancel each other.
+    known = f.tau.abs() + now.primal + now.dual < torch.inf
     verdict = torch.where(known, verdict, outcome("numerical error"))
     return verdict.to(torch.int8), now
 

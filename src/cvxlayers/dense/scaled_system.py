@@ -84,14 +84,14 @@ class ScaledSystem:
         """
         x, y = torch.zeros_like(r1), torch.zeros_like(r2[:, : self.zero])
         z = torch.cat([y, -r2[:, self.zero :]], dim=1)
-        error = self._errors(r1, r2, x, y, -r2)
+        error = r1 - transposed_times(self.G, z), r2[:, : self.zero]
         height = None
         for _ in range(1 + rounds):
             change_x, change_y = self._solve(*error)
             new_x, new_y = x + change_x, y + change_y
             beyond = times(self.G, new_x) - r2
             again = self._errors(r1, r2, new_x, new_y, beyond)
-            lower = torch.cat(again, dim=1).abs().amax(1, keepdim=True)
+            lower = torch.linalg.vector_norm(torch.cat(again, 1), torch.inf, 1, keepdim=True)
             if height is None:
                 x, y, z, error, height = new_x, new_y, beyond, again, lower
                 continue
