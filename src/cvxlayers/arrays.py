@@ -50,12 +50,14 @@ _copies: dict[int, tuple[weakref.ref[Any], dict[Any, Any]]] = {}
 
 
 def memory_beside(x: Array) -> float:
-    """Bytes of memory that there are where an array lives."""
+    """Bytes of memory where an array lives: of the host all, of a GPU, which others use, too, those
+    that can be had."""
     if isinstance(x, np.ndarray) or x.device.type != "cuda":
         return total_memory()
-    import torch
+    from torch import cuda
 
-    return float(torch.cuda.get_device_properties(x.device).total_memory)
+    kept = cuda.memory_reserved(x.device) - cuda.memory_allocated(x.device)
+    return float(cuda.mem_get_info(x.device)[0] + kept)
 
 
 def is_host(x: Array) -> bool:
@@ -76,8 +78,7 @@ def held(constant: NDArray[Any], like: Array) -> Any:
         return constant
     copies = _copies_of(constant)
     if like.device not in copies:
-        # Not its memory, which would keep the constant alive.
-        copies[like.device] = sent(constant, like).clone()
+        copies[like.device] = _own(constant, like)
     return copies[like.device]
 
 
@@ -90,7 +91,7 @@ def held_matrix(matrix: sp.csr_array, like: Array) -> Any:
         import torch
 
         arrays = (matrix.indptr, matrix.indices, matrix.data)
-        parts = (sent(array, like).clone() for array in arrays)
+        parts = (_own(array, like) for array in arrays)
         with warnings.catch_warnings():
             # PyTorch says once that this is in beta, whatever one does with it.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
@@ -99,6 +100,13 @@ def held_matrix(matrix: sp.csr_array, like: Array) -> Any:
                 *parts, size=matrix.shape, device=like.device, check_invariants=False
             )
     return copies[like.device]
+
+
+def _own(constant: NDArray[Any], like: Array) -> Any:
+    """A copy beside another array that is there once this returns, whatever stream reads it."""
+    copy = sent(constant, like)
+    # On the host not the same memory, which would keep the constant alive.
+    return copy.clone() if like.device.type == "cpu" else copy
 
 
 def _copies_of(constant: Any) -> dict[Any, Any]:

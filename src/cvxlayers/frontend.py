@@ -62,7 +62,8 @@ Parameters
     max_batch_memory : float, optional
         Bytes that the intermediate results of a batch may take, such as the factors that are kept
         for gradients. A batch that needs more is solved in pieces, and the factors are computed
-        again for the gradient. Default: a quarter of the machine's memory, or of the GPU's.
+        again for the gradient. Default: a quarter of the machine's memory, or of what is free
+        on the GPU.
 
     Raises
     ------

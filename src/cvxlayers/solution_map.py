@@ -72,8 +72,9 @@ ROUGH = 1e-6
 # constraint of size one. Numbers below LARGE cannot do that.
 BROKEN = 1e-4
 LARGE = 1e3
-# Of the machine's memory, what a batch may take if nothing else was said.
-SHARE = 0.25
+# Of the machine's memory, or what is free of a device's, what a batch may take if nothing else was
+# said; and what it may take in any case, because to ask a device takes time.
+SHARE, LITTLE = 0.25, 2.0**26
 # How many arrays of the size of a point polishing has at once, and of the size of the data.
 POINTS, COPIES = 30, 4
 
@@ -335,7 +336,10 @@ class SolutionMap:
         """The batch in pieces whose intermediate results fit into the memory allowed."""
         if batch <= 1:
             return [slice(0, batch)]
-        return slices(batch, self.bytes_per_instance(theta, factored), self._memory(theta))
+        each = self.bytes_per_instance(theta, factored)
+        if self.settings.max_batch_memory is None and batch * each <= LITTLE:
+            return [slice(0, batch)]
+        return slices(batch, each, self._memory(theta))
 
     def bytes_per_instance(self, theta: Sequence[Array], factored: bool) -> float:
         """Roughly what the intermediate results of one instance of a batch take at once.
@@ -359,7 +363,9 @@ class SolutionMap:
             # After each other, and what one took is free when the other begins.
             solving = self._on_devices.memory_per_instance
             factor = memory_of_factor(self.geometry, on_device) if factored else 0.0
-            return each + max(solving, factor)
+            # LPGD solves on both sides at once.
+            sides = 2.0 if factored and self.settings.derivative == "lpgd" else 1.0
+            return sides * (each + max(solving, factor))
         in_lanes = self.geometry.engine_for(_NUMPY) is not None
         if factored and (not in_lanes or self.settings.derivative == "smoothed"):
             each += memory_of_factor(self.geometry)
@@ -377,12 +383,15 @@ class SolutionMap:
         """Give a point a derivative that is made when it is asked for."""
         own = self._has_own_derivative
         covered = np.ones(len(point.x), dtype=bool) if own else point.solved
+        # Not the point, which holds what is made here: a device's memory would wait for Python to
+        # find the circle.
+        solution = point.take(slice(None))
 
         def make(number: int) -> Linearization:
             piece = pieces[number]
             numbers = np.arange(piece.start, piece.stop)
             derivative, _ = self._derivative_at(
-                _rows(theta, piece), point.take(piece), options, numbers
+                _rows(theta, piece), solution.take(piece), options, numbers
             )
             return derivative
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,24 @@ def test_repeating_changes_nothing(
     elif iterations == 200:
         assert (expected.outcome == OUTCOMES.index("solved")).sum() == 7
         assert repeated >= int(expected.iterations.max()) - 2
+
+
+def test_what_cannot_be_recorded(rehearsed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and the solve goes on without."""
+    program = random_program(CONES["soc"], 6, batch=8, rank=6)
+    monkeypatch.setattr("cvxlayers.dense.iteration.is_wanted", lambda device: False)
+    expected = solved(program)
+    monkeypatch.setattr("cvxlayers.dense.iteration.is_wanted", lambda device: True)
+
+    def refuses(state: Any, step: Callable[[Any], Any]) -> None:
+        step([tensor.clone() for tensor in state])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("cvxlayers.dense.iteration.Repetition", refuses)
+    with pytest.warns(UserWarning, match="not permitted when stream is capturing"):
+        found = solved(program)
+    for name, value in vars(expected).items():
+        torch.testing.assert_close(vars(found)[name], value, rtol=0, atol=0)
 
 
 def test_it_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ With ``-m slow`` the suites of the torch frontend take this route as a whole.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from conformance.oracle import gradient, relative_error, solution, weights
 from conformance.problems import CASES, Case
-from cvxlayers import SolverError, Status, solution_map
+from cvxlayers import SolverError, Status, call, solution_map
 from cvxlayers.errors import UnsupportedProblemError
 from cvxlayers.solvers import get_solver
 from cvxlayers.solvers.clarabel import Clarabel
@@ -187,6 +188,44 @@ def test_a_batch_in_pieces() -> None:
     parts = everything(projection(max_batch_memory=100_000.0))
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_pieces_are_freed_with_their_outputs() -> None:
+    """Without the garbage collector, which does not see the memory of a device."""
+    layer = projection(max_batch_memory=30_000.0)
+
+    def alive() -> int:
+        return sum(type(o) is torch.Tensor for o in gc.get_objects())
+
+    def call() -> None:
+        (y,) = layer(*values(40))
+        y.sum().backward()
+
+    call()
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(5):
+            call()
+        assert alive() <= before + 2
+    finally:
+        gc.enable()
+
+
+def test_the_point_is_known_by_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward neither compares it nor solves again."""
+    shared: list[bool] = []
+    same = call._same
+
+    def watched(a: Any, b: Any) -> bool:
+        shared.append(a.data_ptr() == b.data_ptr())
+        return same(a, b)
+
+    monkeypatch.setattr(call, "_same", watched)
+    (y,) = projection()(*values())
+    y.sum().backward()
+    assert shared == [True]
 
 
 def test_failing_rows() -> None:

@@ -24,7 +24,11 @@ _cones: WeakKeyDictionary[ProblemStructure, dict[torch.device, Product]] = WeakK
 def _cones_of(structure: ProblemStructure, device: torch.device) -> Product:
     made = _cones.setdefault(structure, {})
     if device not in made:
-        made[device] = Product(structure.dims, device)
+        cones = Product(structure.dims, device)
+        if device.type == "cuda":
+            # Other streams may read it.
+            torch.cuda.current_stream(device).synchronize()
+        made[device] = cones
     return made[device]
 
 

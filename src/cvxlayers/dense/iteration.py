@@ -38,6 +38,7 @@ from cvxlayers.dense.judgement import (
 )
 from cvxlayers.dense.repetition import Repetition, is_wanted
 from cvxlayers.dense.scaled_system import ScaledSystem, columns, times, transposed_times
+from cvxlayers.warning import warn
 
 __all__ = ["Solve", "is_over"]
 
@@ -159,7 +160,9 @@ class Solve:
                     repetition = None
             # The first differs, and so does the last.
             if records and 1 < iteration < iterations and self.cones.never_asks:
-                repetition = repetition or Repetition(self._state(), self._again)
+                repetition = repetition or self._recorded()
+                records = repetition is not None
+            if repetition is not None and iteration < iterations:
                 repetition()
                 self._enter(repetition.state)
             else:
@@ -184,6 +187,16 @@ class Solve:
         self.at = Iterate(*(next(rest) for _ in fields(Iterate)))
         self.residuals = Residuals(*(next(rest) for _ in fields(Residuals)))
         self.previous = Progress(*rest)
+
+    def _recorded(self) -> Repetition | None:
+        """An iteration that can be repeated, or None, with a warning, where that fails."""
+        state = self._state()
+        try:
+            return Repetition(state, self._again)
+        except RuntimeError as error:
+            warn(f"An iteration could not be recorded as a CUDA graph: {error}", UserWarning)
+            self._enter(state)
+            return None
 
     def _again(self, state: Sequence[Tensor]) -> list[Tensor]:
         """What an iteration makes of a state, if it is not the first and not the last."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ def is_wanted(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get(VARIABLE, "0") not in ("", "0")
 
 
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 class Repetition:
     """A step that can be repeated.
 
@@ -37,6 +43,11 @@ class Repetition:
     step : callable
         From tensors like `state` to new ones: what the next step begins with. It is called once,
         to be recorded, which does not compute anything.
+
+    Raises
+    ------
+    RuntimeError
+        If the step cannot be recorded.
 
     Attributes
     ----------
@@ -54,8 +65,9 @@ class Repetition:
         self.state = [tensor.clone() for tensor in state]
         self._graph = torch.cuda.CUDAGraph()
         here = torch.cuda.current_stream(self.state[0].device)
-        # What is recorded must not be on the default stream.
-        aside = torch.cuda.Stream(self.state[0].device)
+        # What is recorded must not be on the default stream. One for all: cuBLAS keeps memory for
+        # every stream that it has been called on.
+        aside = _aside(self.state[0].device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             self._graph.capture_begin(capture_error_mode="thread_local")

@@ -58,10 +58,12 @@ class Task:
             doubles = [None if t is None else t.detach().to(torch.float64) for t in operands]
             results = self.call.run(self.name, doubles, self.mapped)
             like = self.like(operands, len(results))
+            outputs = len(results) - (self.name == "solve" and self.call.differentiable)
             return tuple(
-                # What is a view here could not be changed in place outside.
-                (result.clone() if result._is_view() else result).to(dtype)
-                for result, (_, dtype) in zip(results, like, strict=True)
+                # What is a view here could not be changed in place outside; nobody changes v, which
+                # is known by its memory.
+                (result.clone() if k < outputs and result._is_view() else result).to(dtype)
+                for k, (result, (_, dtype)) in enumerate(zip(results, like, strict=True))
             )
 
     def _is_on_device(self, operands: Sequence[Maybe]) -> bool:
