@@ -2,9 +2,10 @@
 
 It checks, then it times. Every problem is solved and differentiated where its tensors are, and by
 LANES on the CPU; answers and gradients are compared, and the memory that a batch took with what is
-predicted. Then both take turns, and with them DENSE on recorded iterations (CUDA graphs), and
-Moreau where it is installed. Without an accelerator it says so and ends, unless ``--device cpu`` is
-asked for, which shows that it runs: tensors of the CPU take the accelerator's route then.
+predicted. Then both take turns, and with them DENSE with iterations that are recorded as CUDA
+graphs, and compiled, and Moreau where it is installed. Without an accelerator it says so and ends,
+unless ``--device cpu`` is asked for, which shows that it runs: tensors of the CPU take the
+accelerator's route then.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ COLUMNS = (
     "iterations",
     "LANES / device",
     "LANES / recorded",
+    "LANES / compiled",
     "Moreau / device",
     "device µs",
     "forward",
@@ -111,13 +113,14 @@ def measured(setup: Setup, device: torch.device, rounds: int) -> Row:
         "device": steps("device ", setup.layer, there, sent),
         "LANES": steps("LANES ", on_cpu, setup.inputs, weights),
     }
-    if device.type == "cuda":
-        competitors["recorded"] = _recorded(steps("recorded ", setup.layer, there, sent))
+    for way in ("recorded", "compiled") if device.type == "cuda" else ():
+        competitors[way] = _done(way, steps(f"{way} ", setup.layer, there, sent))
     if find_spec("moreau") is not None:
         moreau = CvxpyLayer(problem, parameters, variables, solver="MOREAU")
         competitors["Moreau"] = steps("Moreau ", moreau, there, sent)
     times = interleaved(competitors, rounds)
-    for one, other in (("LANES", "device"), ("LANES", "recorded"), ("Moreau", "device")):
+    pairs = [("LANES", name) for name in ("device", "recorded", "compiled")]
+    for one, other in (*pairs, ("Moreau", "device")):
         if {one, other} <= competitors.keys():
             both = (f"{name} forward+{name} backward" for name in (one, other))
             row[f"{one} / {other}"] = times.ratio(*both)
@@ -156,11 +159,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _recorded(body: Callable[[Stopwatch], None]) -> Callable[[Stopwatch], None]:
-    """The same with iterations that are recorded and repeated."""
+def _done(way: str, body: Callable[[Stopwatch], None]) -> Callable[[Stopwatch], None]:
+    """The same with iterations that are done this way."""
 
     def steps(watch: Stopwatch) -> None:
-        os.environ[VARIABLE] = "1"
+        os.environ[VARIABLE] = way
         try:
             body(watch)
         finally:

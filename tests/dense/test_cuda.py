@@ -28,13 +28,13 @@ def solved(program: ConeProgram, device: str) -> Answer:
     return Engine(program.structure).solve(*tensors, program.batch)
 
 
-@pytest.mark.parametrize("recorded", ["0", "1"], ids=["eager", "recorded"])
+@pytest.mark.parametrize("way", ["eager", "recorded"])
 @pytest.mark.parametrize("cone", CONES)
 @pytest.mark.parametrize("shared", ["", "P", "PA"])
 def test_the_device_does_not_matter(
-    cone: str, shared: str, recorded: str, monkeypatch: pytest.MonkeyPatch
+    cone: str, shared: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, recorded)
+    monkeypatch.setenv(VARIABLE, way)
     program = random_program(CONES[cone], 6, batch=16, rank=6, shared=shared)
     program.q[3 % len(program.q), 0] = np.nan
     found, expected = solved(program, "cuda"), solved(program, "cpu")

@@ -192,7 +192,7 @@ def test_a_batch_in_pieces() -> None:
 
 def test_pieces_are_freed_with_their_outputs() -> None:
     """Without the garbage collector, which does not see the memory of a device."""
-    layer = projection(max_batch_memory=30_000.0)
+    layer = projection(max_batch_memory=100_000.0)
 
     def alive() -> int:
         return sum(type(o) is torch.Tensor for o in gc.get_objects())

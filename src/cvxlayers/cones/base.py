@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
+
+from cvxlayers.arrays import Array
 
 __all__ = ["EPS", "Array", "Cone", "at_least", "at_most", "frame_of_ray", "rescale", "within"]
-
-# A float64 array of any namespace that array-api-compat wraps; there is no common static type.
-Array: TypeAlias = Any
 
 # From 1 to the next float64.
 EPS = 2.0**-52

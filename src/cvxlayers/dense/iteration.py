@@ -36,7 +36,7 @@ from cvxlayers.dense.judgement import (
     judge,
     outcome,
 )
-from cvxlayers.dense.repetition import Repetition, is_wanted
+from cvxlayers.dense.repetition import VARIABLE, Repetition, way
 from cvxlayers.dense.scaled_system import ScaledSystem, columns, times, transposed_times
 from cvxlayers.warning import warn
 
@@ -84,6 +84,11 @@ class Residuals:
     rt: Tensor
     xPx: Tensor
     mu: Tensor
+
+
+# Read by name: what is compiled does not take `fields`.
+OF_ITERATE = tuple(f.name for f in fields(Iterate))
+OF_RESIDUALS = tuple(f.name for f in fields(Residuals))
 
 
 @dataclass
@@ -142,7 +147,7 @@ class Solve:
         if self.cones.zero:
             self._refute()
         device = self.at.x.device
-        every, records = 1 if device.type == "cpu" else EVERY, is_wanted(device)
+        every, repeats = 1 if device.type == "cpu" else EVERY, way() != "eager"
         self._look(0, is_last=iterations == 0)
         repetition: Repetition | None = None
         for iteration in range(1, iterations + 1):
@@ -155,13 +160,14 @@ class Solve:
                     over = self.at.outcome == RUNNING
                     self.at.outcome = torch.where(over, outcome("stopped"), self.at.outcome)
                     break
-                if running <= COMPACT * len(self.at.place):
+                # Compiled is what has a size.
+                if running <= COMPACT * len(self.at.place) and way() != "compiled":
                     self._compact(answer)
                     repetition = None
             # The first differs, and so does the last.
-            if records and 1 < iteration < iterations and self.cones.never_asks:
-                repetition = repetition or self._recorded()
-                records = repetition is not None
+            if repeats and 1 < iteration < iterations:
+                repetition = repetition or self._repetition()
+                repeats = repetition is not None
             if repetition is not None and iteration < iterations:
                 repetition()
                 self._enter(repetition.state)
@@ -180,21 +186,23 @@ class Solve:
 
     def _state(self) -> list[Tensor]:
         """All that an iteration changes."""
-        return [*vars(self.at).values(), *vars(self.residuals).values(), *self.previous]
+        at = [getattr(self.at, name) for name in OF_ITERATE]
+        return [*at, *(getattr(self.residuals, name) for name in OF_RESIDUALS), *self.previous]
 
     def _enter(self, state: Sequence[Tensor]) -> None:
-        rest = iter(state)
-        self.at = Iterate(*(next(rest) for _ in fields(Iterate)))
-        self.residuals = Residuals(*(next(rest) for _ in fields(Residuals)))
-        self.previous = Progress(*rest)
+        first = len(OF_ITERATE)
+        second = first + len(OF_RESIDUALS)
+        self.at, self.residuals = Iterate(*state[:first]), Residuals(*state[first:second])
+        self.previous = Progress(*state[second:])
 
-    def _recorded(self) -> Repetition | None:
+    def _repetition(self) -> Repetition | None:
         """An iteration that can be repeated, or None, with a warning, where that fails."""
-        state = self._state()
+        state, on_gpu = self._state(), self.at.x.device.type == "cuda"
+        recorded = on_gpu and self.cones.never_asks
         try:
-            return Repetition(state, self._again)
+            return Repetition(state, self._again, way() == "compiled", recorded)
         except RuntimeError as error:
-            warn(f"An iteration could not be recorded as a CUDA graph: {error}", UserWarning)
+            warn(f"{VARIABLE}={way()}: an iteration could not be: {error}", UserWarning)
             self._enter(state)
             return None
 
