@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property, reduce
+from functools import reduce
 from operator import and_
 from typing import Any
 
@@ -33,6 +33,7 @@ from cvxlayers.arrays import (
     take,
 )
 from cvxlayers.canonicalize import CanonicalProblem
+from cvxlayers.choice import Choice
 from cvxlayers.chunks import Chunks, slices
 from cvxlayers.derivative import (
     Geometry,
@@ -46,13 +47,13 @@ from cvxlayers.derivative import (
     quality,
     residuals,
 )
-from cvxlayers.errors import SolverWarning, UnsupportedProblemError
+from cvxlayers.errors import SolverWarning
 from cvxlayers.failures import failure, warn_of_gradients, warn_of_path
 from cvxlayers.program import ConeProgram, ConeSolution, Linearization
 from cvxlayers.sensitivity import Point
 from cvxlayers.settings import FailurePolicy, Settings
-from cvxlayers.solvers import DEFAULTS, Solver, get_solver
-from cvxlayers.solvers.options import COMMON_OPTIONS, Options, knows_options, resolve_options
+from cvxlayers.solvers import Solver
+from cvxlayers.solvers.options import Options
 from cvxlayers.solvers.retries import retry, take_over
 from cvxlayers.status import Status
 from cvxlayers.warning import warn
@@ -78,8 +79,6 @@ SHARE, LITTLE = 0.25, 2.0**26
 # How many arrays of the size of a point polishing has at once, and of the size of the data.
 POINTS, COPIES = 30, 4
 
-# The solver of arrays that live on a device, where none was named.
-ON_DEVICES = "DENSE"
 # What arrays of the host are like.
 _NUMPY = np.empty(0)
 
@@ -98,26 +97,9 @@ class SolutionMap:
 
     def __init__(self, canonical: CanonicalProblem, settings: Settings | None = None):
         settings = Settings() if settings is None else settings
-        structure = canonical.structure
-        named = DEFAULTS if settings.solver is None else (settings.solver,)
-        refusals = {kind: kind.refusal(structure) for kind in map(get_solver, named)}
-        self._solvers = {
-            kind: kind(structure) for kind, refusal in refusals.items() if refusal is None
-        }
-        if not self._solvers:
-            reasons = "; ".join(str(refusal) for refusal in refusals.values())
-            raise UnsupportedProblemError(
-                f"{reasons}. Leave solver=None for a solver that takes every problem."
-            )
-        self.canonical = canonical
-        self.settings = settings
-        self.geometry = Geometry(structure, self._memory(()))
-        self._options = self._chosen(False, settings.solver_args)
-        self._polished = {p: replace(self._options, polish=p) for p in (False, True)}
-        # What does not belong to this solver has been warned of once, and is left out from now on.
-        own = self._options.kind.options | set(COMMON_OPTIONS)
-        args = {k: v for k, v in (settings.solver_args or {}).items() if k in own}
-        self.settings = replace(settings, solver_args=args)
+        self.canonical, self.choice = canonical, Choice(canonical.structure, settings)
+        self.settings = replace(settings, solver_args=self.choice.solver_args)
+        self.geometry = Geometry(canonical.structure, self._memory(()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Solvers are chosen anew where it is loaded: there may be others there.
@@ -126,44 +108,7 @@ class SolutionMap:
     @property
     def solver(self) -> Solver:
         """The solver of calls without options of their own."""
-        return self._solvers[self._options.kind]
-
-    @cached_property
-    def stays_on_devices(self) -> bool:
-        """Whether arrays of a device are to stay there; with other solvers they are the host's."""
-        return get_solver(self.settings.solver or ON_DEVICES).is_for_devices
-
-    @cached_property
-    def _on_devices(self) -> Solver:
-        if self.settings.solver is not None:
-            return self.solver
-        kind = get_solver(ON_DEVICES)
-        refusal = kind.refusal(self.canonical.structure)
-        if refusal is not None:
-            raise UnsupportedProblemError(
-                f"{refusal}. It is what solves tensors on their device. Name a solver of the CPU, "
-                "such as solver='CLARABEL', to have the data copied there and the answers back."
-            )
-        return kind(self.canonical.structure)
-
-    def _solver_for(self, options: Options) -> Solver:
-        solver = self._solvers.get(options.kind)
-        return self._on_devices if solver is None else solver
-
-    def _chosen(self, on_device: bool, *layers: Mapping[str, Any] | None) -> Options:
-        """The options of layers of them, for the first solver that has them all, or the first.
-        Progress is printed by Clarabel if no solver was named."""
-        if on_device:
-            return resolve_options(type(self._on_devices), *layers)
-        verbose: bool | None = self.settings.verbose
-        for layer in layers:
-            if isinstance(layer, Mapping) and layer.get("verbose") is not None:
-                verbose = layer["verbose"]
-        kinds = list(self._solvers)
-        if verbose:
-            kinds = kinds[-1:]
-        kind = next((kind for kind in kinds if knows_options(kind, *layers)), kinds[0])
-        return resolve_options(kind, *layers)
+        return self.choice.solver
 
     def solve(
         self,
@@ -196,13 +141,8 @@ class SolutionMap:
         SolverError
             Naming the instances that were not solved, and why.
         """
-        options, on_device = self._options, _is_on_device(theta)
-        if solver_args is not None or on_device:
-            options = self._chosen(on_device, self.settings.solver_args, solver_args)
-        if options.polish is None:
-            polish = differentiable if polished is None else polished
-            plain = options is self._options
-            options = self._polished[polish] if plain else replace(options, polish=polish)
+        polish = differentiable if polished is None else polished
+        options = self.choice.options(solver_args, polish, _is_on_device(theta))
         deadline = options.deadline()
         batch = math.prod(batch_shape)
         pieces = self._pieces(theta, batch, differentiable or bool(options.polish))
@@ -237,7 +177,7 @@ class SolutionMap:
     ) -> Point:
         """The point that `solve` gave, made again from its solution."""
         point = Point.of(solution)
-        options = self._chosen(_is_on_device(theta), self.settings.solver_args, solver_args)
+        options = self.choice.options(solver_args, True, _is_on_device(theta))
         pieces = self._pieces(theta, len(point.x), True)
         if len(pieces) == 1:
             numbers = np.arange(len(point.x))
@@ -297,7 +237,7 @@ class SolutionMap:
             solution = ConeSolution.empty(0, self.canonical.structure, program.q)
         else:
             verbose = self.settings.verbose if options.verbose is None else options.verbose
-            solver, own = self._solver_for(options), options.solver
+            solver, own = self.choice.solver_for(options), options.solver
             solution = _solved(solver, program, own, bool(verbose), deadline)
             take_over(solver.name, program, solution, own, deadline)
             if not options.is_loose:
@@ -361,7 +301,7 @@ class SolutionMap:
         on_device = _is_on_device(theta)
         if on_device:
             # After each other, and what one took is free when the other begins.
-            solving = self._on_devices.memory_per_instance
+            solving = self.choice.on_devices.memory_per_instance
             factor = memory_of_factor(self.geometry, on_device) if factored else 0.0
             # LPGD solves on both sides at once.
             sides = 2.0 if factored and self.settings.derivative == "lpgd" else 1.0
@@ -507,7 +447,7 @@ class SolutionMap:
     def _resolve(self, program: ConeProgram, options: Options) -> ConeSolution:
         """A program as accurately as can be, for differences of solutions."""
         deadline = options.deadline()
-        solver = self._solver_for(options)
+        solver = self.choice.solver_for(options)
         solution = _solved(solver, program, options.solver, False, deadline)
         take_over(solver.name, program, solution, options.solver, deadline)
         self._question(program, solution)

@@ -211,7 +211,7 @@ def test_settings(solver: str, tmp_path: Path) -> None:
     again = load(tmp_path / "layer")
     assert again.operations.settings.on_failure == "nan"
     found, expected = again.operations.solution_map, layer.operations.solution_map
-    assert found.settings == expected.settings and found._options == expected._options
+    assert found.settings == expected.settings and found.choice.default == expected.choice.default
     assert found.settings.verbose and found.settings.solver == solver
     assert [type(v) for v in found.settings.solver_args.values()] == [float, int, bool]
 

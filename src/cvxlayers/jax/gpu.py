@@ -33,7 +33,7 @@ def takes(task: Task, operands: Sequence[Any]) -> bool:
     placed = [x for x in operands if isinstance(x, jax.Array)]
     return (
         all(map(is_on_gpu, placed))
-        and task.origin.operations.solution_map.stays_on_devices
+        and task.origin.operations.solution_map.choice.stays_on_devices
         and len({device for x in placed for device in x.devices()}) == 1
         and all(x.dtype.name in DTYPES for x in placed)
         and has_torch()

@@ -69,7 +69,7 @@ class Task:
     def _is_on_device(self, operands: Sequence[Maybe]) -> bool:
         """Whether the operation is done where the tensors are."""
         here = any(t is not None and is_on_device(t) for t in operands)
-        return here and self.call.operations.solution_map.stays_on_devices
+        return here and self.call.operations.solution_map.choice.stays_on_devices
 
     def like(self, operands: Sequence[Maybe], count: int) -> list[tuple[torch.device, torch.dtype]]:
         """Device and dtype of each of `count` results: of the outputs, those of the call; of
