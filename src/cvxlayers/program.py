@@ -20,7 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cvxlayers.arrays import Array, all_finite, fetched, full, namespace, take
+from cvxlayers.arrays import Array, all_finite, fetched, full, held, namespace, take, zeros
 from cvxlayers.status import Status
 
 __all__ = [
@@ -131,14 +131,23 @@ class Pattern:
         return np.repeat(np.arange(self.shape[1], dtype=np.int32), np.diff(self.indptr))
 
     @cached_property
-    def places(self) -> NDArray[np.intp]:
-        """Place of every stored entry in the matrix, dense and row by row."""
+    def _places(self) -> NDArray[np.intp]:
+        # Of every stored entry in the matrix, row by row …
         return self.rows * np.intp(self.shape[1]) + self.cols
 
     @cached_property
-    def mirrored(self) -> NDArray[np.intp]:
-        """The same in its transpose."""
+    def _mirrored(self) -> NDArray[np.intp]:
+        # … and in its transpose.
         return self.cols * np.intp(self.shape[0]) + self.rows
+
+    def dense(self, values: Array, symmetric: bool = False) -> Array:
+        """The matrices, shape (B, rows, columns), that have these values, shape (B, nnz); of a
+        triangle's pattern, the symmetric ones on request."""
+        matrix = zeros((len(values), self.shape[0] * self.shape[1]), values)
+        matrix[:, held(self._places, values)] = values
+        if symmetric:
+            matrix[:, held(self._mirrored, values)] = values
+        return matrix.reshape(len(values), *self.shape)
 
     def matrix(self, values: Array) -> sp.csc_array:
         """The sparse matrix that has these values, shape (nnz,), on this pattern."""

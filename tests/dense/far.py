@@ -70,7 +70,7 @@ class Far(torch.Tensor):
         far.inner = inner
         return far
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Far({self.inner})"
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -116,3 +118,17 @@ def close(found: Any, true: Any, bound: float = 1e-7) -> None:
     assert [a.shape for a in found] == [a.shape for a in true]
     for a, b in zip(found, true, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=bound * max(1.0, np.abs(b).max(initial=0)))
+
+
+def printed(program: str, *options: str) -> str:
+    """What a program prints in an interpreter of its own, where every warning is an error."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", *options, "-c", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-import subprocess
-import sys
 from typing import Any
 
 import cvxpy as cp
@@ -20,6 +18,7 @@ from jax_checks import (
     close,
     double,  # noqa: F401
     draw,
+    printed,
     projection,
     projection_layer,
 )
@@ -190,21 +189,8 @@ def test_an_array_stays_on_its_device() -> None:
     assert not x.committed
 
 
-def run(program: str, *options: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-W", "error", *options, "-c", program],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
 def test_no_other_framework_is_imported() -> None:
-    found = run(
+    found = printed(
         "import sys, cvxlayers.jax; print({'torch', 'mlx', 'jax'}.intersection(sys.modules))"
     )
     assert found == "{'jax'}"
@@ -229,4 +215,4 @@ print(layer(alone)[0].devices() == jax.jit(layer)(alone)[0].devices() == alone.d
 
 
 def test_several_devices() -> None:
-    assert re.fullmatch("True True True", run(SEVERAL))
+    assert re.fullmatch("True True True", printed(SEVERAL))

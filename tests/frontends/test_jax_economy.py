@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -23,6 +21,7 @@ from jax_checks import (
     draw,
     factorisations,  # noqa: F401
     loss,
+    printed,
     projection,
     projection_layer,
     softmax_layer,
@@ -240,7 +239,7 @@ assert not jax.config.jax_enable_x64
 
 def test_derivatives_are_exact_in_single_precision() -> None:
     """Rounded once, at the end: cond(AᵀA) = 5e10 is beyond single precision."""
-    result = run(SINGLE)
+    result = printed(SINGLE)
     errors = [float(e) for e in result.split()]
     assert len(errors) == 6 and max(errors) < 1e-5, result
 
@@ -262,7 +261,7 @@ print(jax.block_until_ready(results)[-1].shape)
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity of processes")
 def test_large_arrays_on_one_processor() -> None:
     """A callback that waited for JAX to hand it its arrays would wait for itself."""
-    assert run(LARGE) == "(800, 800)"
+    assert printed(LARGE) == "(800, 800)"
 
 
 def test_threads(double: None) -> None:  # noqa: F811
@@ -290,16 +289,3 @@ def test_results_do_not_share_memory_with_what_is_remembered() -> None:
     before = pull(jnp.ones(2))
     jax.jit(lambda x: x * 0, donate_argnums=0)(outputs).block_until_ready()
     close(pull(jnp.ones(2)), before)
-
-
-def run(program: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()

@@ -155,18 +155,16 @@ def test_autocast_changes_nothing() -> None:
 
 def test_defaults_of_torch_change_nothing() -> None:
     (expected,) = projection()(*values())
-    torch.set_default_dtype(torch.float32)
+    given, before = values(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
     try:
         with torch.device("meta"):
-            (y,) = projection()(*values_on_cpu())
+            (y,) = projection()(*given)
+            y.sum().backward()
     finally:
-        torch.set_default_dtype(torch.get_default_dtype())
+        torch.set_default_dtype(before)
+    assert all(t.grad is not None and t.grad.dtype == torch.float64 for t in given)
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
-
-
-def values_on_cpu() -> list[torch.Tensor]:
-    with torch.device("cpu"):
-        return values()
 
 
 def test_constants_join_the_tensors() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cvxlayers.dense.equilibration import largest
+from cvxlayers.arrays import largest
 
 __all__ = ["contradiction"]
 

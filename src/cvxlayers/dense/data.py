@@ -8,37 +8,19 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from cvxlayers.arrays import held
+from cvxlayers.arrays import largest
 from cvxlayers.dense.cones import Product
-from cvxlayers.dense.equilibration import cost_scale, equilibrate, largest, unit_of_data
-from cvxlayers.program import Pattern
+from cvxlayers.dense.equilibration import cost_scale, equilibrate, unit_of_data
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     T = TypeVar("T", bound=DataclassInstance)
 
-__all__ = ["Data", "dense_matrix", "dense_symmetric", "prepare", "take"]
+__all__ = ["Data", "prepare", "take"]
 
 # A bound of this size is none. Clarabel leaves such rows out, and so is who gets the instance.
 INFINITE = 1e20
-
-
-def dense_matrix(pattern: Pattern, values: Tensor) -> Tensor:
-    """Matrices of shape (B, rows, columns) from values of shape (B, nnz) on a pattern."""
-    m, n = pattern.shape
-    matrix = values.new_zeros((len(values), m * n))
-    matrix[:, held(pattern.places, values)] = values
-    return matrix.unflatten(1, (m, n))
-
-
-def dense_symmetric(pattern: Pattern, values: Tensor) -> Tensor:
-    """The same from the pattern of an upper triangle."""
-    n, _ = pattern.shape
-    matrix = values.new_zeros((len(values), n * n))
-    matrix[:, held(pattern.places, values)] = values
-    matrix[:, held(pattern.mirrored, values)] = values
-    return matrix.unflatten(1, (n, n))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cvxlayers.dense.answer import Answer
 from cvxlayers.dense.cones import Product
-from cvxlayers.dense.data import dense_matrix, dense_symmetric, prepare
+from cvxlayers.dense.data import prepare
 from cvxlayers.dense.iteration import Solve, is_over
 from cvxlayers.dense.judgement import Tolerances, outcome
 from cvxlayers.program import ProblemStructure
@@ -126,9 +126,10 @@ class Engine:
         )
         if batch == 0 or is_over(deadline):
             return answer
-        matrices = dense_symmetric(self.structure.P, P), dense_matrix(self.structure.A, A)
-        data, usable = prepare(matrices[0], q, matrices[1], b, cones, batch)
-        solve = Solve(data, cones, usable, tolerances, linear=self.structure.P.nnz == 0)
+        patterns = self.structure
+        P, A = patterns.P.dense(P, symmetric=True), patterns.A.dense(A)
+        data, usable = prepare(P, q, A, b, cones, batch)
+        solve = Solve(data, cones, usable, tolerances, linear=patterns.P.nnz == 0)
         solve.run(iterations, deadline, answer)
         answer.z, answer.s = answer.z[:, cones.back], answer.s[:, cones.back]
         return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cvxlayers.arrays import largest
 from cvxlayers.dense.cones import Product
 
 __all__ = ["cost_scale", "equilibrate", "unit_of_data"]
@@ -62,8 +63,3 @@ def cost_scale(P: Tensor, q: Tensor) -> Tensor:
     mean, height = P.abs().amax(1).mean(1), largest(q)
     bounded = torch.maximum(mean, height).reciprocal().clamp(LEAST, LARGEST)
     return torch.where((mean > 0.0) & (height > 0.0), bounded, 1.0)
-
-
-def largest(v: Tensor) -> Tensor:
-    """The largest |v| along the last axis; 0 where there is none."""
-    return v.abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[:-1])

@@ -36,7 +36,7 @@ from cvxlayers.dense.judgement import (
     judge,
     outcome,
 )
-from cvxlayers.dense.repetition import VARIABLE, Repetition, way
+from cvxlayers.dense.repetition import VARIABLE, Repetition, Way, way
 from cvxlayers.dense.scaled_system import ScaledSystem, columns, times, transposed_times
 from cvxlayers.warning import warn
 
@@ -147,7 +147,8 @@ class Solve:
         if self.cones.zero:
             self._refute()
         device = self.at.x.device
-        every, repeats = 1 if device.type == "cpu" else EVERY, way() != "eager"
+        every, how = 1 if device.type == "cpu" else EVERY, way()
+        repeats = how != "eager"
         self._look(0, is_last=iterations == 0)
         repetition: Repetition | None = None
         for iteration in range(1, iterations + 1):
@@ -161,12 +162,12 @@ class Solve:
                     self.at.outcome = torch.where(over, outcome("stopped"), self.at.outcome)
                     break
                 # Compiled is what has a size.
-                if running <= COMPACT * len(self.at.place) and way() != "compiled":
+                if running <= COMPACT * len(self.at.place) and how != "compiled":
                     self._compact(answer)
                     repetition = None
             # The first differs, and so does the last.
             if repeats and 1 < iteration < iterations:
-                repetition = repetition or self._repetition()
+                repetition = repetition or self._repetition(how)
                 repeats = repetition is not None
             if repetition is not None and iteration < iterations:
                 repetition()
@@ -195,14 +196,14 @@ class Solve:
         self.at, self.residuals = Iterate(*state[:first]), Residuals(*state[first:second])
         self.previous = Progress(*state[second:])
 
-    def _repetition(self) -> Repetition | None:
+    def _repetition(self, how: Way) -> Repetition | None:
         """An iteration that can be repeated, or None, with a warning, where that fails."""
         state, on_gpu = self._state(), self.at.x.device.type == "cuda"
         recorded = on_gpu and self.cones.never_asks
         try:
-            return Repetition(state, self._again, way() == "compiled", recorded)
+            return Repetition(state, self._again, how == "compiled", recorded)
         except RuntimeError as error:
-            warn(f"{VARIABLE}={way()}: an iteration could not be: {error}", UserWarning)
+            warn(f"{VARIABLE}={how}: an iteration could not be: {error}", UserWarning)
             self._enter(state)
             return None
 

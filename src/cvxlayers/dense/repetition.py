@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["VARIABLE", "Repetition", "way"]
+__all__ = ["VARIABLE", "Repetition", "Way", "way"]
 
 Step: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Way: TypeAlias = Literal["eager", "recorded", "compiled"]

@@ -99,9 +99,9 @@ class DenseSystem:
         self.curved = None if spectrum.is_identity else geometry.curved_rows(spectrum)
 
         K = zeros((batch, n + k, n + k), lam)
-        K[:, :n, :n] = geometry.dense_P(program.P)
+        K[:, :n, :n] = geometry.structure.P.dense(program.P, symmetric=True)
         if k or self.curved is not None:
-            plain = geometry.dense_A(program.A)
+            plain = geometry.structure.A.dense(program.A)
             A = spectrum.rotate_rows(plain)
             if self.curved is not None:
                 _drop_rounding(A, plain, spectrum)

@@ -115,14 +115,6 @@ class Geometry:
             self._curved_rows[count] = np.sort(rows)
         return self._curved_rows[count]
 
-    def dense_A(self, values: Array) -> Array:
-        """A as a dense array, shape (len(values), m, n)."""
-        return _dense(self.structure.A, values)
-
-    def dense_P(self, values: Array) -> Array:
-        """P as a dense array, shape (len(values), n, n)."""
-        return _dense(self.P_full, values[:, held(self.P_entry, values)])
-
 
 def _both_triangles(upper: Pattern) -> tuple[Pattern, Index]:
     off = np.flatnonzero(upper.rows != upper.cols)
@@ -133,10 +125,3 @@ def _both_triangles(upper: Pattern) -> tuple[Pattern, Index]:
     counts = np.bincount(cols, minlength=upper.shape[1])
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return Pattern(upper.shape, rows[order].astype(np.int32), indptr), entry[order]
-
-
-def _dense(pattern: Pattern, values: Array) -> Array:
-    m, n = pattern.shape
-    flat = zeros((len(values), m * n), values)
-    flat[:, held(pattern.places, values)] = values
-    return flat.reshape(-1, m, n)

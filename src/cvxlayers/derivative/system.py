@@ -124,7 +124,7 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
     # An eigenvalue within rounding of one couples a row no more than one that is exactly one.
     spectrum.lam[spectrum.lam > 1.0 - 1e-13] = 1.0
     batch, plan = len(w), _plan(geometry, spectrum)
-    pieces: list[_Piece] = [None] * len(plan)  # type: ignore[list-item]
+    pieces: dict[int, _Piece] = {}
 
     def make(j: int) -> None:
         rows, k, dense = plan[j]
@@ -135,7 +135,7 @@ def factor(geometry: Geometry, program: ConeProgram, w: Array, s: Array) -> Syst
         pieces[j] = _Piece(None if whole else rows, made)
 
     _for_each(len(plan), make, w)
-    return System(geometry, spectrum, pieces)
+    return System(geometry, spectrum, [pieces[j] for j in range(len(plan))])
 
 
 def _plan(geometry: Geometry, spectrum: Spectrum) -> list[tuple[NDArray[np.intp], int, bool]]:
