@@ -9,9 +9,17 @@ Without ẑ and with Eᵀ times the second equation added, which changes nothing
     (P + GᵀG) dx + Eᵀy = r₁ + Gᵀ(r_E, W⁻ᵀ r₂),   E dx = r_E,   G = (E, F).
 
 P + GᵀG = L Lᵀ is positive definite wherever the system is regular. With Y = L⁻¹Eᵀ, y comes from
-the Schur complement YᵀY, which has no large entries: P + GᵀG is at least EᵀE. Equalities that are
-repeated make it singular, but consistent: it is regularised, and the solution refined. What
-contradicts itself sends y to infinity, towards a certificate.
+the Schur complement YᵀY = S Sᵀ, which has no large entries: P + GᵀG is at least EᵀE. Equalities
+that are repeated make it singular, but consistent: it is regularised, and the solution refined.
+What contradicts itself sends y to infinity, towards a certificate.
+
+With Z = S⁻¹YᵀL⁻¹ and e₁, e_E for the right-hand sides once ẑ is satisfied, both unknowns are
+
+    (dx, y) = [ L⁻ᵀ  −Zᵀ  ] [ L⁻¹    Y         ] (e₁, e_E).
+              [ 0     S⁻ᵀ ] [ Z    Z Eᵀ − S⁻¹  ]
+
+These inverses of triangles are made once: a triangular solve goes from row to row, and for one or
+two columns takes a GPU many times as long as a product. Refinement is against the system itself.
 
 Everything is Cholesky's factorisation and triangular solves: PyTorch's batched LU on a CPU chooses
 wrong pivots when several threads are at work (pytorch/pytorch#141358, #142815).
@@ -54,21 +62,25 @@ class ScaledSystem:
     """
 
     def __init__(self, P: Tensor, c: Tensor, G: Tensor, zero: int, boost: Tensor):
-        self.P, self.c, self.G, self.zero = P, c, G, zero
-        H = G.mT @ G
-        H = torch.addcmul(H, c[:, None, None], P)
+        self.P, self.c, self.G, self.zero = P, c[:, None, None], G, zero
+        H = torch.addcmul(G.mT @ G, self.c, P)
         diagonal = H.diagonal(dim1=1, dim2=2)
         relative = ROUNDING * H.shape[1] * boost
         diagonal += relative[:, None] * diagonal + ABSOLUTE
-        self.L, info = torch.linalg.cholesky_ex(H)
-        self.is_factored = info == 0
+        inner, self.is_factored = _inverse_root(H)
+        outer = inner.mT
         if zero:
-            self.Y = torch.linalg.solve_triangular(self.L, G[:, :zero].mT, upper=False)
-            schur = self.Y.mT @ self.Y
+            E = G[:, :zero]
+            Y = inner @ E.mT
+            schur = Y.mT @ Y
             diagonal = schur.diagonal(dim1=1, dim2=2)
             diagonal += SCHUR_RELATIVE * diagonal + SCHUR_ABSOLUTE
-            self.L_schur, info = torch.linalg.cholesky_ex(schur)
-            self.is_factored &= info == 0
+            root, is_factored = _inverse_root(schur)
+            self.is_factored &= is_factored
+            Z = root @ Y.mT @ inner
+            inner = _blocks(inner, Y, Z, Z @ E.mT - root)
+            outer = _blocks(outer, -Z.mT, torch.zeros_like(Z), root.mT)
+        self._inner, self._outer = inner, outer
 
     def solve(self, r1: Tensor, r2: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
         """dx and (y, ẑ) for k right-hand sides, refined against the system as it is.
@@ -82,54 +94,50 @@ class ScaledSystem:
         rounds : int
             Of refinement; a column of an instance keeps what it has where a round does not help.
         """
-        x, y = torch.zeros_like(r1), torch.zeros_like(r2[:, : self.zero])
-        z = torch.cat([y, -r2[:, self.zero :]], dim=1)
-        error = r1 - transposed_times(self.G, z), r2[:, : self.zero]
-        height = None
-        for _ in range(1 + rounds):
-            change_x, change_y = self._solve(*error)
-            new_x, new_y = x + change_x, y + change_y
-            beyond = times(self.G, new_x) - r2
-            again = self._errors(r1, r2, new_x, new_y, beyond)
-            lower = torch.linalg.vector_norm(torch.cat(again, 1), torch.inf, 1, keepdim=True)
-            if height is None:
-                x, y, z, error, height = new_x, new_y, beyond, again, lower
-                continue
+        z = _above(torch.zeros_like(r2[:, : self.zero]), -r2[:, self.zero :])
+        error = _above(r1 - transposed_times(self.G, z), r2[:, : self.zero])
+        w = self._solve(error)
+        z, error = self._left(r1, r2, w)
+        height = torch.linalg.vector_norm(error, torch.inf, 1, keepdim=True)
+        for _ in range(rounds):
+            new_w = w + self._solve(error)
+            new_z, again = self._left(r1, r2, new_w)
+            lower = torch.linalg.vector_norm(again, torch.inf, 1, keepdim=True)
             better = lower < height
-            x, y = torch.where(better, new_x, x), torch.where(better, new_y, y)
-            z = torch.where(better, beyond, z)
-            error = (
-                torch.where(better, again[0], error[0]),
-                torch.where(better, again[1], error[1]),
-            )
+            w, z = torch.where(better, new_w, w), torch.where(better, new_z, z)
+            error = torch.where(better, again, error)
             height = torch.minimum(height, lower)
-        return x, torch.cat([y, z[:, self.zero :]], dim=1)
+        return w[:, : r1.shape[1]], z
 
-    def _errors(
-        self, r1: Tensor, r2: Tensor, x: Tensor, y: Tensor, beyond: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What is missing in the first equation and in E x = r_E, `beyond` = G x − r₂, of which
-        the other rows are ẑ: their equation holds."""
-        z = torch.cat([y, beyond[:, self.zero :]], dim=1)
-        Px = self.c[:, None, None] * times(self.P, x)
-        return r1 - Px - transposed_times(self.G, z), -beyond[:, : self.zero]
+    def _solve(self, error: Tensor) -> Tensor:
+        """(dx, y) of the regularised system."""
+        return times(self._outer, times(self._inner, error))
 
-    def _solve(self, r1: Tensor, r_E: Tensor) -> tuple[Tensor, Tensor]:
-        """(dx, y) of the regularised system with W⁻ᵀ r₂ = 0."""
-        if self.zero:
-            r1 = r1 + transposed_times(self.G[:, : self.zero], r_E)
-        u = torch.linalg.solve_triangular(self.L, r1, upper=False)
-        y = r_E
-        if self.zero:
-            y = _both(self.L_schur, transposed_times(self.Y, u) - r_E)
-            u = u - times(self.Y, y)
-        return torch.linalg.solve_triangular(self.L.mT, u, upper=True), y
+    def _left(self, r1: Tensor, r2: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """(y, ẑ), with which the equation of ẑ holds, and what is left of the other two."""
+        n = r1.shape[1]
+        x, beyond = w[:, :n], times(self.G, w[:, :n]) - r2
+        z = _above(w[:, n:], beyond[:, self.zero :])
+        first = r1 - self.c * times(self.P, x) - transposed_times(self.G, z)
+        return z, _above(first, -beyond[:, : self.zero])
 
 
-def _both(L: Tensor, r: Tensor) -> Tensor:
-    """(L Lᵀ)⁻¹ r."""
-    half = torch.linalg.solve_triangular(L, r, upper=False)
-    return torch.linalg.solve_triangular(L.mT, half, upper=True)
+def _inverse_root(M: Tensor) -> tuple[Tensor, Tensor]:
+    """L⁻¹ for M = L Lᵀ, and where there is one, shape (B,)."""
+    L, info = torch.linalg.cholesky_ex(M)
+    one = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    return torch.linalg.solve_triangular(L, one.expand_as(L), upper=False), info == 0
+
+
+def _above(top: Tensor, bottom: Tensor) -> Tensor:
+    """The rows of both; nothing is copied where one has none."""
+    if not top.shape[1]:
+        return bottom
+    return torch.cat([top, bottom], dim=1) if bottom.shape[1] else top
+
+
+def _blocks(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return torch.cat([torch.cat([a, b], dim=2), torch.cat([c, d], dim=2)], dim=1)
 
 
 def columns(*vectors: Tensor) -> Tensor:
@@ -141,7 +149,8 @@ def times(M: Tensor, v: Tensor) -> Tensor:
     """M v, for M of shape (B or 1, m, n) and v of shape (B, n, k); a matrix that the batch shares
     is multiplied with all of v at once."""
     # From the left: with few columns the other product takes up to seven times as long on a CPU.
-    return (v.mT @ (M[0].mT if len(M) == 1 else M.mT)).mT
+    is_shared = len(M) < len(v)  # one instance is multiplied as in a batch, to the last bit
+    return (v.mT @ (M[0].mT if is_shared else M.mT)).mT
 
 
 def transposed_times(M: Tensor, v: Tensor) -> Tensor:
