@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cvxlayers.dense import Answer, Engine
+from cvxlayers.dense import Answer, Engine, iteration
 from cvxlayers.dense.cones import Product
 from cvxlayers.program import OUTCOMES, ConeDims, ConeProgram
 from cvxlayers.solvers.clarabel import Clarabel
@@ -249,7 +249,7 @@ def test_pieces_and_compaction_change_nothing(monkeypatch: pytest.MonkeyPatch) -
     check_equal(solve(program, memory=4 * Engine(program.structure).bytes_per_instance), expected)
     check_equal(solve(program, memory=0.0), expected)
     for part in (0.0, 1.0):
-        monkeypatch.setattr("cvxlayers.dense.iteration.COMPACT", part)
+        monkeypatch.setitem(iteration.COMPACT, "eager", part)
         check_equal(solve(program), expected)
 
 

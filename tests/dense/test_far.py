@@ -15,7 +15,7 @@ import torch
 
 from conformance.problems import CASES, Case
 from cvxlayers.call import Call
-from cvxlayers.dense import Engine
+from cvxlayers.dense import Engine, iteration
 from cvxlayers.operations import ARGUMENTS, Operations
 from cvxlayers.program import OUTCOMES
 from cvxlayers.settings import Settings
@@ -123,7 +123,7 @@ def test_what_was_sent_once_is_not_sent_again() -> None:
 def test_one_question_every_few_iterations(cone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host waits for the device for nothing else, unless ended instances leave the batch, and
     sends nothing: what it does in between can be recorded."""
-    monkeypatch.setattr("cvxlayers.dense.iteration.COMPACT", 0.0)
+    monkeypatch.setitem(iteration.COMPACT, "eager", 0.0)
     program = random_program(CONES[cone], 6, batch=BATCH, rank=6)
     engine, asked, sizes = Engine(program.structure), [], []
     for iterations in (3, 9):

@@ -82,7 +82,7 @@ def test_what_cannot_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(iteration, "Repetition", refuses)
-    monkeypatch.setattr(iteration, "COMPACT", 0.0)
+    monkeypatch.setitem(iteration.COMPACT, name, 0.0)
     monkeypatch.setenv(VARIABLE, name)
     with pytest.warns(UserWarning, match="not permitted when stream is capturing"):
         agree(solved(program), expected, 1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,39 @@ if TYPE_CHECKING:
 
     T = TypeVar("T", bound=DataclassInstance)
 
-__all__ = ["Data", "prepare", "take"]
+__all__ = ["Data", "Defined", "prepare", "take"]
 
 # A bound of this size is none. Clarabel leaves such rows out, and so is who gets the instance.
 INFINITE = 1e20
+
+
+@dataclass
+class Defined:
+    """What defines the variables y that were replaced, y = T x + τ t (`substitution`).
+
+    Attributes
+    ----------
+    T : Tensor
+        Shape (B or 1, r, n).
+    t, a, p, cost : Tensor
+        Shape (B or 1, r): p without the factor c.
+    d, e : Tensor
+        Shape (B or 1, r): the equilibration of y and of the rows.
+    constant : Tensor
+        Shape (B,): of the objective.
+    P : Tensor or None
+        What P was, shape (B or 1, n, n), unless it had no other entry.
+    """
+
+    T: Tensor
+    t: Tensor
+    a: Tensor
+    p: Tensor
+    cost: Tensor
+    d: Tensor
+    e: Tensor
+    constant: Tensor
+    P: Tensor | None
 
 
 @dataclass
@@ -38,6 +67,9 @@ class Data:
     c, unit, norm_q, norm_b : Tensor
         Shape (B,): the factor of the cost, the unit of q and b, and the largest entries of q and b
         in it.
+    defined : Defined or None
+        The variables that were replaced, if there are any; all else is without them then, but the
+        norms.
     """
 
     P: Tensor
@@ -50,6 +82,7 @@ class Data:
     unit: Tensor
     norm_q: Tensor
     norm_b: Tensor
+    defined: Defined | None = None
 
 
 def prepare(
@@ -86,9 +119,16 @@ def prepare(
 
 
 def take(of: T, rows: Tensor) -> T:
-    """The instances `rows` alone of a dataclass of tensors; what the batch shares stays shared."""
+    """The instances `rows` alone of a dataclass of tensors, and of such; what the batch shares
+    stays shared."""
     values = {field.name: getattr(of, field.name) for field in fields(of)}
-    return type(of)(**{name: v if len(v) == 1 else v[rows] for name, v in values.items()})
+    return type(of)(**{name: _taken(value, rows) for name, value in values.items()})
+
+
+def _taken(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value if len(value) == 1 else value[rows]
+    return value if value is None else take(value, rows)
 
 
 def _masked(values: Tensor, usable: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,22 +10,39 @@ from torch import Tensor
 
 from cvxlayers.dense.answer import Answer
 from cvxlayers.dense.cones import Product
-from cvxlayers.dense.data import prepare
+from cvxlayers.dense.data import Data, prepare
 from cvxlayers.dense.iteration import Solve, is_over
 from cvxlayers.dense.judgement import Tolerances, outcome
+from cvxlayers.dense.substitution import Substitution
 from cvxlayers.program import ProblemStructure
 
 __all__ = ["Engine"]
 
 
-# Made once for a structure and a device.
-_cones: WeakKeyDictionary[ProblemStructure, dict[torch.device, Product]] = WeakKeyDictionary()
+class Cones(NamedTuple):
+    """Of a program, and of what is left of it once variables are replaced."""
+
+    whole: Product
+    left: Product
 
 
-def _cones_of(structure: ProblemStructure, device: torch.device) -> Product:
+# Made once for a structure, and for a structure and a device.
+_substitutions: WeakKeyDictionary[ProblemStructure, Substitution] = WeakKeyDictionary()
+_cones: WeakKeyDictionary[ProblemStructure, dict[torch.device, Cones]] = WeakKeyDictionary()
+
+
+def _substitution_of(structure: ProblemStructure) -> Substitution:
+    made = _substitutions.get(structure)
+    if made is None:
+        made = _substitutions[structure] = Substitution(structure)
+    return made
+
+
+def _cones_of(structure: ProblemStructure, device: torch.device) -> Cones:
     made = _cones.setdefault(structure, {})
     if device not in made:
-        cones = Product(structure.dims, device)
+        dims, whole = _substitution_of(structure).dims, Product(structure.dims, device)
+        cones = Cones(whole, whole if dims == structure.dims else Product(dims, device))
         if device.type == "cuda":
             # Other streams may read it.
             torch.cuda.current_stream(device).synchronize()
@@ -50,13 +68,16 @@ class Engine:
 
     def __init__(self, structure: ProblemStructure, memory: float = 2.0**30):
         self.structure, self.memory = structure, memory
+        self._substitution = _substitution_of(structure)
 
     @property
     def bytes_per_instance(self) -> float:
         """Roughly what the matrices of one instance take while it is under way."""
-        n, m, zero = self.structure.n, self.structure.m, self.structure.dims.zero
-        psd = sum(k * k for k in self.structure.dims.psd)
-        return 8.0 * (4 * n * n + (4 * m + 3 * psd + 2 * zero) * n + 2 * zero * zero)
+        left, psd = self._substitution, sum(k * k for k in self.structure.dims.psd)
+        n, m, zero = left.n, left.m, left.dims.zero
+        given = self.structure.n * (self.structure.n + self.structure.m)
+        steps = 6 * n * n + (4 * m + 3 * psd + 6 * zero) * n + 2 * zero * zero
+        return 8.0 * max(2 * given, steps)
 
     def solve(
         self,
@@ -110,26 +131,33 @@ class Engine:
         self,
         values: list[Tensor],
         batch: int,
-        cones: Product,
+        cones: Cones,
         tolerances: Tolerances,
         iterations: int,
         deadline: float | None,
     ) -> Answer:
-        P, q, A, b = values
-        n, m = self.structure.n, self.structure.m
-        answer = Answer(
-            q.new_full((batch, n), torch.nan),
-            q.new_full((batch, m), torch.nan),
-            q.new_full((batch, m), torch.nan),
-            torch.full((batch,), outcome("stopped"), dtype=torch.int8, device=q.device),
-            torch.zeros(batch, dtype=torch.long, device=q.device),
-        )
         if batch == 0 or is_over(deadline):
-            return answer
-        patterns = self.structure
-        P, A = patterns.P.dense(P, symmetric=True), patterns.A.dense(A)
-        data, usable = prepare(P, q, A, b, cones, batch)
-        solve = Solve(data, cones, usable, tolerances, linear=patterns.P.nnz == 0)
+            return _unsolved(batch, self.structure, values[0])
+        data, usable = self._prepared(values, batch, cones.whole)
+        answer = _unsolved(batch, self._substitution, values[0])
+        solve = Solve(data, cones.left, usable, tolerances, linear=self.structure.P.nnz == 0)
         solve.run(iterations, deadline, answer)
-        answer.z, answer.s = answer.z[:, cones.back], answer.s[:, cones.back]
+        answer = self._substitution.whole(answer, data)
+        answer.z, answer.s = answer.z[:, cones.whole.back], answer.s[:, cones.whole.back]
         return answer
+
+    def _prepared(self, values: list[Tensor], batch: int, cones: Product) -> tuple[Data, Tensor]:
+        P, q, A, b = values
+        P, A = self.structure.P.dense(P, symmetric=True), self.structure.A.dense(A)
+        data, usable = prepare(P, q, A, b, cones, batch)
+        return self._substitution.applied(data), usable
+
+
+def _unsolved(batch: int, size: ProblemStructure | Substitution, like: Tensor) -> Answer:
+    return Answer(
+        like.new_full((batch, size.n), torch.nan),
+        like.new_full((batch, size.m), torch.nan),
+        like.new_full((batch, size.m), torch.nan),
+        torch.full((batch,), outcome("stopped"), dtype=torch.int8, device=like.device),
+        torch.zeros(batch, dtype=torch.long, device=like.device),
+    )

@@ -61,6 +61,8 @@ class Measures(NamedTuple):
     norm_Az: Tensor
     norm_Axs: Tensor  # A x + s
     norm_Px: Tensor
+    beside: Tensor  # ‖P x‖ + ‖z‖ before anything was replaced
+    constant: Tensor | None  # of the objective
 
 
 class Progress(NamedTuple):
@@ -97,12 +99,14 @@ def judge(
     primal_cost, dual_cost = (f.qx * over + half) * over_c, (-f.bz * over - half) * over_c
     norm_x, norm_z = f.norm_x, f.norm_z * over_c
     gap = (primal_cost - dual_cost).abs()
+    if f.constant is not None:
+        primal_cost, dual_cost = (
+            primal_cost + f.constant * over_c,
+            dual_cost + f.constant * over_c,
+        )
     now = Progress(
         # Beside P x, not x: an x of 1e8 would excuse the dual residual of a linear program.
-        f.residual_x
-        * over
-        * over_c
-        / (f.norm_q + (f.norm_Px * over_c + norm_z) * over).clamp_min(1.0),
+        f.residual_x * over * over_c / (f.norm_q + f.beside * over_c * over).clamp_min(1.0),
         f.residual_z * over / (f.norm_b + (norm_x + f.norm_s) * over).clamp_min(1.0),
         gap,
         gap / torch.minimum(primal_cost.abs(), dual_cost.abs()).clamp_min(1.0),

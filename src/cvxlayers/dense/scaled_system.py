@@ -68,7 +68,7 @@ class ScaledSystem:
         relative = ROUNDING * H.shape[1] * boost
         diagonal += relative[:, None] * diagonal + ABSOLUTE
         inner, self.is_factored = _inverse_root(H)
-        outer = inner.mT
+        outer = inner
         if zero:
             E = G[:, :zero]
             Y = inner @ E.mT
@@ -78,9 +78,9 @@ class ScaledSystem:
             root, is_factored = _inverse_root(schur)
             self.is_factored &= is_factored
             Z = root @ Y.mT @ inner
+            outer = _blocks(inner, torch.zeros_like(Y), -Z, root)
             inner = _blocks(inner, Y, Z, Z @ E.mT - root)
-            outer = _blocks(outer, -Z.mT, torch.zeros_like(Z), root.mT)
-        self._inner, self._outer = inner, outer
+        self._inner, self._outer = inner, outer.mT
 
     def solve(self, r1: Tensor, r2: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
         """dx and (y, ẑ) for k right-hand sides, refined against the system as it is.

@@ -1,12 +1,8 @@
 """Unknowns that one equality defines, taken out of the linear system before it is factored.
 
-Canonicalization writes ‖L x − b‖² as yᵀy with rows y = L x − b. In general, where a variable y_j
-is in no row but one, an equality
-
-    a y_j + Lᵢ x = bᵢ      (a fixed, not zero),
-
-and P has nothing for it but a diagonal entry p, the pair of it and the dual of its row can go from
-K u = r, whose rows they are in are p u_y + a v = r_y and L u + a u_y = r_E:
+Where a row a y_j + Lᵢ x = bᵢ defines a variable (`cvxlayers.definitions`), and p is its diagonal
+entry of P, the pair of it and the dual of its row can go from K u = r, whose rows they are in are
+p u_y + a v = r_y and L u + a u_y = r_E:
 
     (P + M) u + … = r − Lᵀ(r_y/a − W r_E),     M = LᵀW L,  W = p/a²,
     u_y = (r_E − L u)/a,     v = (r_y − p u_y)/a.
@@ -21,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cvxlayers.definitions import definitions
 from cvxlayers.program import ConeProgram, ProblemStructure
 
 __all__ = ["Elimination", "find_elimination"]
@@ -28,8 +25,6 @@ __all__ = ["Elimination", "find_elimination"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-# A coefficient below this is not divided by.
-LEAST = 1e-3
 # From this density on, L may be multiplied as a dense matrix.
 DENSE = 0.25
 # The products that M is summed from one by one, and entries of M beside those of P and A.
@@ -39,28 +34,11 @@ MOST_FILL = 1.0
 
 def find_elimination(structure: ProblemStructure) -> Elimination | None:
     """What can be taken out with profit, if there is anything."""
-    if structure.fixed_A is None or not structure.P.nnz:
-        return None
-    entries = _pivots(structure)
-    if not len(entries):
+    entries = definitions(structure)
+    if not len(entries) or not structure.P.nnz:
         return None
     elimination = Elimination(structure, entries)
     return elimination if elimination.pays else None
-
-
-def _pivots(structure: ProblemStructure) -> Index:
-    """Where A stores the coefficients a, in the order of rows."""
-    A, P, fixed = structure.A, structure.P, structure.fixed_A
-    assert fixed is not None
-    single = np.bincount(A.cols, minlength=structure.n) == 1
-    off = P.rows != P.cols
-    single[P.rows[off]] = single[P.cols[off]] = False
-    with np.errstate(invalid="ignore"):
-        usable = single[A.cols] & (A.rows < structure.dims.zero) & (np.abs(fixed) >= LEAST)
-    entries = np.flatnonzero(usable)
-    # One for each row.
-    _, first = np.unique(A.rows[entries], return_index=True)
-    return entries[first]
 
 
 class Elimination:

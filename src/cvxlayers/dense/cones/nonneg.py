@@ -53,5 +53,5 @@ class NonnegScaling(SymmetricScaling):
         return self.point + correction / self.point
 
     def longest_step(self, ds: Tensor, dz: Tensor) -> Tensor:
-        fastest = torch.maximum((-ds / self.s).amax((1, 2)), (-dz / self.z).amax((1, 2)))
-        return fastest.clamp_min(0.0).reciprocal()
+        slope = torch.minimum((ds / self.s).amin((1, 2)), (dz / self.z).amin((1, 2)))
+        return (-slope).clamp_min(0.0).reciprocal()

@@ -41,6 +41,8 @@ class Product:
         Of the barrier of all other cones.
     symmetric : bool
         Whether all of them are.
+    is_flat : bool
+        Whether the others are rows.
     never_asks : bool
         Whether nothing here waits for the device: eigenvalues are checked on the host.
     order, back : Tensor of int
@@ -82,6 +84,7 @@ class Product:
 
         self.degree = sum(cone.degree for _, cone in self.parts)
         self.symmetric = all(cone.symmetric for _, cone in self.parts)
+        self.is_flat = all(isinstance(cone, Nonneg) for _, cone in self.parts)
         self.never_asks = not any(isinstance(cone, PSD) for _, cone in self.parts)
         self.order = torch.tensor(order, dtype=torch.long, device="cpu").to(device)
         self.back = torch.argsort(self.order)
@@ -178,10 +181,11 @@ class ProductScaling:
             parts.append(shift.flatten(1))
         return torch.cat(parts, dim=1)
 
-    def slack_step(self, ds: Tensor, scaled: Tensor) -> Tensor:
+    def slack_step(self, scaled: Tensor, primal: Callable[[], Tensor]) -> Tensor:
         """ds from the primal equation in the rows of curved cones, where WᵀW dz loses what is small
         beside the rest of its block; −Wᵀ v from v = W dz + W⁻ᵀ shift, `scaled`, in the others."""
-        parts = [torch.zeros_like(ds[:, : self.product.zero])]
+        ds = scaled if self.product.is_flat else primal()
+        parts = [torch.zeros_like(scaled[:, : self.product.zero])]
         for (rows, _), scaling, block in zip(
             self.product.parts, self._scalings, self.product.blocks(scaled), strict=True
         ):
