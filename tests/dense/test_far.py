@@ -192,6 +192,32 @@ def test_memory_is_as_predicted(make: Callable[[], Problem]) -> None:
     assert most <= predicted <= 4 * most
 
 
+def least_squares() -> Problem:
+    x, L, c = cp.Variable(20), cp.Parameter((30, 20)), cp.Parameter(30)
+    return cp.Problem(cp.Minimize(cp.sum_squares(L @ x - c)), [cp.sum(x) == 1, x >= 0]), [L, c], [x]
+
+
+@pytest.mark.parametrize("make", [affine_qp, ball, least_squares])
+def test_memory_of_the_engine_is_as_predicted(make: Callable[[], Problem]) -> None:
+    """Likewise, without a gradient, of problems whose matrices are not all shared."""
+    batch, rng = 32, np.random.default_rng(0)
+    problem, parameters, variables = make()
+    operations = Operations(problem, parameters, variables)
+    flat = [rng.uniform(size=(batch, p.size)) for p in operations.canonical.parameters]
+    program = operations.canonical.program(flat, batch)
+    engine = Engine(program.structure)
+    for _ in range(2):  # constants are sent once
+        with pretended() as record:
+            values = sent([program.P, program.q, program.A, program.b])
+            before = record.taken
+            engine.solve(*values, batch)
+            most = (record.most_taken - before) / batch
+    predicted = operations.solution_map.bytes_per_instance(
+        [torch.from_numpy(t) for t in flat], factored=False
+    )
+    assert most <= predicted <= 4 * most
+
+
 def test_settings_of_smoothed_derivatives() -> None:
     """The other derivatives are taken there, too."""
     x, c = cp.Variable(5), cp.Parameter(5)

@@ -77,7 +77,7 @@ class Engine:
         n, m, zero = left.n, left.m, left.dims.zero
         given = self.structure.n * (self.structure.n + self.structure.m)
         steps = 6 * n * n + (4 * m + 3 * psd + 6 * zero) * n + 2 * zero * zero
-        return 8.0 * max(2 * given, steps)
+        return 8.0 * max(4 * given, steps)
 
     def solve(
         self,

@@ -344,7 +344,7 @@ class Solve:
         total = total + (combined.x.sum(1) + combined.z.sum(1) + combined.s.sum(1))
         # Less than infinity is what is not NaN, either.
         usable = (total.abs() < torch.inf) & (reach > 0.0)
-        self._move(combined, torch.where(usable, STEP_FRACTION * reach, 0.0), system)
+        self._move(combined, (STEP_FRACTION * reach).masked_fill_(~usable, 0.0), system)
 
     def _step_length(self, scaling: ProductScaling, step: Step) -> Tensor:
         """Shape (B,): how far the step may go, at most one; anything where it is not finite."""
@@ -364,7 +364,7 @@ class Solve:
             takes = takes & ~switched
         at.stuck = takes & ~(alpha > LEAST_STEP)
         moves = takes & (alpha > 0.0)
-        alpha = torch.where(moves, alpha, 0.0)
+        alpha = alpha.masked_fill_(~moves, 0.0)
 
         def moved(value: Tensor, change: Tensor) -> Tensor:
             shaped = alpha if value.ndim == 1 else alpha[:, None]

@@ -140,16 +140,15 @@ def judge(
     verdict = torch.full_like(stuck, RUNNING, dtype=torch.int8)
     # What comes later wins.
     if is_last:
-        verdict = verdict.fill_(outcome("iteration limit"))
-    verdict = torch.where(lost, outcome("insufficient progress"), verdict)
-    verdict = torch.where((verdict != RUNNING) & nearly, outcome("almost solved"), verdict)
-    verdict = torch.where(certain & unbounded, outcome("dual infeasible"), verdict)
-    verdict = torch.where(certain & infeasible, outcome("primal infeasible"), verdict)
-    verdict = torch.where(solved, outcome("solved"), verdict)
+        verdict.fill_(outcome("iteration limit"))
+    verdict.masked_fill_(lost, outcome("insufficient progress"))
+    verdict.masked_fill_((verdict != RUNNING) & nearly, outcome("almost solved"))
+    verdict.masked_fill_(certain & unbounded, outcome("dual infeasible"))
+    verdict.masked_fill_(certain & infeasible, outcome("primal infeasible"))
+    verdict.masked_fill_(solved, outcome("solved"))
     # Neither NaN nor infinite: their sizes do not cancel each other.
     known = f.tau.abs() + now.primal + now.dual < torch.inf
-    verdict = torch.where(known, verdict, outcome("numerical error"))
-    return verdict.to(torch.int8), now
+    return verdict.masked_fill_(~known, outcome("numerical error")), now
 
 
 def _is_closed(progress: Progress, absolute: float, relative: float) -> Tensor:

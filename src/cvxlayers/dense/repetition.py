@@ -1,6 +1,6 @@
 """A step of a computation that is repeated: compiled, or recorded, or both.
 
-An iteration for a batch of small programs is some 700 kernels, which take less time than Python
+An iteration for a batch of small programs is some 500 kernels, which take less time than Python
 needs to start them. `torch.compile` fuses most of them, those of the cones among them; a CUDA graph
 starts them all at once. Both take their time before the first step, and neither has been measured
 on a GPU, so that they have to be asked for.
