@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from cvxlayers.arrays import Array, held, held_matrix, is_host, zeros
 from cvxlayers.cones import ProductCone, Spectrum
+from cvxlayers.definitions import definitions
+from cvxlayers.derivative.inverse import Defined
 from cvxlayers.lanes import Engine, engine_for
 from cvxlayers.program import Pattern, ProblemStructure
 
@@ -100,11 +102,28 @@ class Geometry:
         # Kept here by the sparse system when it first needs it.
         self.sparse_assembly: Any = None
         self._curved_rows: dict[int, Index] = {}
+        entries = definitions(structure)
+        self._defined = (
+            A.cols[entries].astype(np.intp),
+            structure.n + A.rows[entries].astype(np.intp),
+        )
+        self._defined_of: dict[int, Defined] = {}
 
     def engine_for(self, values: Array) -> Engine | None:
         """What solves many instances with such values at once, if there is one for this
         structure."""
         return engine_for(self.structure) if is_host(values) else None
+
+    def defined(self, k: int) -> Defined | None:
+        """The variables that a row defines, in a system of n variables and k rows that those of the
+        zero cone come first of."""
+        if not len(self._defined[0]):
+            return None
+        # The same arrays each time: see `held`.
+        if k not in self._defined_of:
+            others = np.setdiff1d(np.arange(self.structure.n + k), np.concatenate(self._defined))
+            self._defined_of[k] = Defined(*self._defined, others)
+        return self._defined_of[k]
 
     def curved_rows(self, spectrum: Spectrum) -> Index:
         """The rows of all blocks of a spectrum of this geometry, in order."""

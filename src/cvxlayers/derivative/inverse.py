@@ -10,23 +10,48 @@ factorisation: with H = H₀ + EᵀN E, N = (M + I)⁻¹, Q = H⁻¹EᵀN and C 
 which is the Schur complement of the matrix with −(M + I) in place of −M, and the formula of
 Sherman, Morrison & Woodbury for the difference. The condition number of H may be the square of the
 whole matrix's; where that is too much, the matrix is taken apart into eigenvectors.
+
+A variable y and the row a y + L x that defines it (`cvxlayers.definitions`) are alone with each
+other but for L. With their diagonal entries p and −δ, and Δ = a² + pδ,
+
+    [ p   a ]⁻¹   [ α   β ]
+    [ a  −δ ]   = [ β  −γ ],      α = δ/Δ,  β = a/Δ,  γ = p/Δ,
+
+what is inverted is S, all else with LᵀγL added; with its inverse T, G = L T and Q = G Lᵀ the
+inverse of the whole has the blocks T, −β G and γ G, α + β Q β, β − β Q γ and γ Q γ − γ.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
-from cvxlayers.arrays import Array, is_host, largest, namespace
+from cvxlayers.arrays import Array, held, is_host, largest, namespace
 
-__all__ = ["VANISHING", "inverse", "least_squares"]
+__all__ = ["VANISHING", "Defined", "inverse", "least_squares"]
 
-# A larger error of K K⁻¹ = I is more than refinement takes away.
-ACCURATE = 1e-4
+Index = NDArray[np.intp]
+
+
+class Defined(NamedTuple):
+    """Where in K the variables are that a row defines, those rows, and all else in order."""
+
+    variables: Index
+    rows: Index
+    others: Index
+
+
+# A larger error of K K⁻¹ v = v is more than refinement takes away. So many v of ±1 are tried: where
+# an entry of K K⁻¹ − I is larger, each of them shows it at least every other time.
+ACCURATE, PROBES = 1e-4, 8
 # Eigenvalues that count as zero, relative to the largest.
 VANISHING = 1e-11
 
 
-def inverse(K: Array, n: int) -> Array:
+def inverse(K: Array, n: int, defined: Defined | None = None) -> Array:
     """Inverses of matrices [H₀ Eᵀ; E −M].
 
     Parameters
@@ -35,6 +60,8 @@ def inverse(K: Array, n: int) -> Array:
         Shape (B, n + k, n + k), symmetric, its entries at most about one; H₀ and M of shapes (n, n)
         and (k, k) are positive definite, and M is diagonal.
     n : int
+    defined : Defined, optional
+        Variables that a row defines; without them the result is the same.
 
     Returns
     -------
@@ -44,15 +71,20 @@ def inverse(K: Array, n: int) -> Array:
     if is_host(K):
         return np.asarray(np.linalg.inv(K), dtype=np.float64)
     xp = namespace(K)
-    found = _by_cholesky(K, n)
-    one = xp.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    accurate = largest(largest(K @ found - one)) <= ACCURATE
+    found = _by_cholesky(K, n) if defined is None else _by_pairs(K, n, defined)
+    probes = held(_probes(K.shape[-1]), K)
+    accurate = largest(largest(K @ (found @ probes) - probes)) <= ACCURATE
     rest = ~accurate & xp.isfinite(K).all(-1).all(-1)
     if bool(rest.any()):
         rows = xp.nonzero(rest)[0]
         values, vectors = xp.linalg.eigh(K[rows])
         found[rows] = (vectors / values[:, None, :]) @ vectors.mT
     return found
+
+
+@cache
+def _probes(size: int) -> NDArray[np.float64]:
+    return np.random.default_rng(0).choice([-1.0, 1.0], (size, PROBES))
 
 
 def _by_cholesky(K: Array, n: int) -> Array:
@@ -78,6 +110,36 @@ def _by_cholesky(K: Array, n: int) -> Array:
     )
     failed = (failed != 0) | (also != 0)
     return xp.where(failed[:, None, None], xp.nan, whole)
+
+
+def _by_pairs(K: Array, n: int, defined: Defined) -> Array:
+    """As `inverse`, with all pairs of a variable and a row that defines it taken out first."""
+    xp, left = namespace(K), n - len(defined.variables)
+    y, v, others = (held(places, K) for places in defined)
+    diagonal = K.diagonal(dim1=1, dim2=2)
+    p, d, L = diagonal[:, y], -diagonal[:, v], K[:, v][:, :, others[:left]]
+    a = xp.take_along_axis(K[:, v], y[None, :, None].expand(len(K), -1, -1), axis=2)[:, :, 0]
+    size = a * a + p * d
+    alpha, beta, gamma = d / size, a / size, p / size
+    S = K[:, others][:, :, others]
+    S[:, :left, :left] += L.mT @ (gamma[:, :, None] * L)
+    T = _by_cholesky(S, left)
+    G = L @ T[:, :left]
+    Q = G[:, :, :left] @ L.mT
+    whole = xp.empty_like(K)
+    whole[:, others[:, None], others] = T
+    for at, factor in ((y, -beta), (v, gamma)):
+        across = factor[:, :, None] * G
+        whole[:, at[:, None], others] = across
+        whole[:, others[:, None], at] = across.mT
+    beta_Q = beta[:, :, None] * Q
+    across = xp.diag_embed(beta) - beta_Q * gamma[:, None, :]
+    whole[:, y[:, None], y] = xp.diag_embed(alpha) + beta_Q * beta[:, None, :]
+    whole[:, y[:, None], v] = across
+    whole[:, v[:, None], y] = across.mT
+    gamma_Q = gamma[:, :, None] * Q
+    whole[:, v[:, None], v] = gamma_Q * gamma[:, None, :] - xp.diag_embed(gamma)
+    return whole
 
 
 def least_squares(K: Array, right: Array) -> Array:
