@@ -38,7 +38,7 @@ def test_against_lapack(n: int, k: int, rank: int, smallest: float) -> None:
 @pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-3])
 @pytest.mark.parametrize("is_linear", [True, False], ids=["linear", "quadratic"])
 def test_with_variables_that_a_row_defines(is_linear: bool, smallest: float) -> None:
-    """They stand anywhere; a goes down to `smallest`, p may be zero, and δ down to a regularisation."""
+    """They stand anywhere; a goes down to `smallest`, δ to a regularisation, p may be zero."""
     n, k, r = 9, 7, 4
     variables, rows = np.array([1, 4, 5, 8]), n + np.array([0, 2, 3, 6])
     defined = Defined(variables, rows, np.setdiff1d(np.arange(n + k), [*variables, *rows]))

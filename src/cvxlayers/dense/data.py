@@ -25,12 +25,15 @@ INFINITE = 1e20
 
 @dataclass
 class Defined:
-    """What defines the variables y that were replaced, y = T x + τ t (`substitution`).
+    """What defines the variables y that were replaced, y = T x + τ t, where the program's own other
+    variables are x + τ x₀ (`substitution`).
 
     Attributes
     ----------
     T : Tensor
         Shape (B or 1, r, n).
+    x0 : Tensor
+        Shape (B, n).
     t, a, p, cost : Tensor
         Shape (B or 1, r): p without the factor c.
     d, e : Tensor
@@ -42,6 +45,7 @@ class Defined:
     """
 
     T: Tensor
+    x0: Tensor
     t: Tensor
     a: Tensor
     p: Tensor
@@ -68,8 +72,8 @@ class Data:
         Shape (B,): the factor of the cost, the unit of q and b, and the largest entries of q and b
         in it.
     defined : Defined or None
-        The variables that were replaced, if there are any; all else is without them then, but the
-        norms.
+        The variables that were replaced, if there are any; all else is without them then, but c,
+        `unit` and the norms.
     """
 
     P: Tensor

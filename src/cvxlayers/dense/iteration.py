@@ -265,7 +265,7 @@ class Solve:
         qx, bz, xPx = (data.q * at.x).sum(1), (data.b * at.z).sum(1), (Px * at.x).sum(1)
         mu = ((at.s * at.z).sum(1) + at.tau * at.kappa) / (self.cones.degree + 1)
         norm = torch.linalg.vector_norm
-        norm_z, norm_Px = norm(at.z * data.e, dim=1), norm(Px / data.d, dim=1)
+        norm_z, norm_x, norm_Px, beside = self._sizes(Px)
         measures = Measures(
             at.tau,
             at.kappa,
@@ -275,7 +275,7 @@ class Solve:
             qx,
             bz,
             xPx,
-            norm(at.x * data.d, dim=1),
+            norm_x,
             norm_z,
             norm(at.s / data.e, dim=1),
             norm(rx / data.d, dim=1),
@@ -283,22 +283,25 @@ class Solve:
             norm(Az / data.d, dim=1),
             norm(Axs / data.e, dim=1),
             norm_Px,
-            self._beside(norm_z, norm_Px),
+            beside,
             None if data.defined is None else data.defined.constant,
         )
         return Residuals(Px, rx, rz, qx + bz + at.kappa + xPx / at.tau, xPx, mu), measures
 
-    def _beside(self, norm_z: Tensor, norm_Px: Tensor) -> Tensor:
-        """‖P x‖ + ‖z‖, shape (B,), of the program that nothing was replaced in."""
-        at, of_y, c = self.at, self.data.defined, self.data.c
+    def _sizes(self, Px: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """‖z‖; and with what was replaced ‖x‖, ‖P x‖, and that with ‖z‖; shapes (B,)."""
+        at, data, of_y, norm = self.at, self.data, self.data.defined, torch.linalg.vector_norm
+        norm_z = norm(at.z * data.e, dim=1)
         if of_y is None:
-            return norm_Px + norm_z
-        y = replaced(of_y, at.x, at.tau)
-        v, Px = multipliers(of_y, y, at.tau, c), of_y.p * y / of_y.d
+            norm_Px = norm(Px / data.d, dim=1)
+            return norm_z, norm(at.x * data.d, dim=1), norm_Px, norm_Px + norm_z
+        x, y = at.x + at.tau[:, None] * of_y.x0, replaced(of_y, at.x, at.tau)
+        norm_x = norm(torch.cat([x * data.d, y * of_y.d], dim=1), dim=1)
+        v, Px = multipliers(of_y, y, at.tau, data.c), of_y.p * y / of_y.d
         if of_y.P is not None:
-            Px = torch.cat([times(of_y.P, columns(at.x))[..., 0] / self.data.d, Px], dim=1)
-        norm = torch.linalg.vector_norm
-        return c * norm(Px, dim=1) + torch.hypot(norm_z, norm(v * of_y.e, dim=1))
+            Px = torch.cat([times(of_y.P, columns(x))[..., 0] / data.d, Px], dim=1)
+        norm_Px = data.c * norm(Px, dim=1)
+        return norm_z, norm_x, norm_Px, norm_Px + torch.hypot(norm_z, norm(v * of_y.e, dim=1))
 
     def _judge(self, measures: Measures, iteration: int, is_last: bool) -> None:
         at = self.at

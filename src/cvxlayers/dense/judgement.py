@@ -42,8 +42,9 @@ class Tolerances(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What the judgement of an iterate needs, each of shape (B,). Norms are Euclidean, in the units
-    of the data but for c."""
+    """What the judgement of an iterate needs, each of shape (B,). Norms are Euclidean, but of q and
+    b the largest entry, in the units of the data but for c. Those of q, b, x and P x are of the
+    program before anything was replaced."""
 
     tau: Tensor
     kappa: Tensor

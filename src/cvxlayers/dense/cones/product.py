@@ -42,7 +42,7 @@ class Product:
     symmetric : bool
         Whether all of them are.
     is_flat : bool
-        Whether the others are rows.
+        Whether the others are the nonnegative one, or there are none.
     never_asks : bool
         Whether nothing here waits for the device: eigenvalues are checked on the host.
     order, back : Tensor of int
