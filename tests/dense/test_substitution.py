@@ -16,7 +16,7 @@ from cvxlayers.dense import Answer, Engine, iteration, substitution
 from cvxlayers.dense.cones import Product
 from cvxlayers.dense.data import Data, prepare
 from cvxlayers.dense.repetition import VARIABLE
-from cvxlayers.dense.substitution import Substitution, replaced
+from cvxlayers.dense.substitution import Substitution
 from cvxlayers.program import OUTCOMES, ConeProgram
 from solvers.random_programs import dense_data, kkt_residual
 
@@ -122,7 +122,7 @@ def test_data_without_them(size: float) -> None:
     left = substitution.applied(whole)
     assert left.defined is not None and (left.defined.x0.abs().amax(1) > 0.1).all()
     x = torch.tensor(normal(1)((B, substitution.n)))
-    y = replaced(left.defined, x, torch.ones(B, dtype=torch.float64))
+    y = left.defined.y(x, torch.ones(B, dtype=torch.float64))
     all_x = torch.zeros((B, structure.n), dtype=torch.float64)
     all_x[:, substitution._others] = x + left.defined.x0
     all_x[:, substitution._cols] = y

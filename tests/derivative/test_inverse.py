@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cvxlayers.derivative import inverse as module
-from cvxlayers.derivative.inverse import Defined, _by_pairs, inverse, least_squares
+from cvxlayers.derivative.inverse import Pairs, _by_pairs, inverse, least_squares
 
 
 def quasi_definite(n: int, k: int, rank: int, smallest: float) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_with_variables_that_a_row_defines(is_linear: bool, smallest: float) -> 
     """They stand anywhere; a goes down to `smallest`, δ to a regularisation, p may be zero."""
     n, k, r = 9, 7, 4
     variables, rows = np.array([1, 4, 5, 8]), n + np.array([0, 2, 3, 6])
-    defined = Defined(variables, rows, np.setdiff1d(np.arange(n + k), [*variables, *rows]))
+    pairs = Pairs(variables, rows, np.setdiff1d(np.arange(n + k), [*variables, *rows]))
     K, rng = quasi_definite(n, k, n, 1e-3), np.random.default_rng(1)
     K[:, variables] = K[:, :, variables] = 0.0
     K[:, variables, variables] = 0.0 if is_linear else rng.uniform(0.1, 1.0, (5, r))
@@ -50,13 +50,13 @@ def test_with_variables_that_a_row_defines(is_linear: bool, smallest: float) -> 
     K[:, rows, rows] = -np.geomspace(1e-2, 1e-11, r)
     K[:, variables, variables] += 1e-11
     expected = np.linalg.inv(K)
-    found = inverse(torch.from_numpy(K), n, defined).numpy()
+    found = inverse(torch.from_numpy(K), n, pairs).numpy()
     size = np.abs(expected).max(axis=(1, 2))
     error = np.abs(found - expected).max(axis=(1, 2))
     # A pivot of a makes entries of S up to 1/a² as large as the others.
     assert (error <= 1e-15 * (np.linalg.cond(K) / smallest) ** 2 * size).all()
     assert (error <= 1e-6 * size).all()
-    plain = _by_pairs(torch.from_numpy(K), n, defined).numpy()
+    plain = _by_pairs(torch.from_numpy(K), n, pairs).numpy()
     assert (np.abs(plain - expected).max(axis=(1, 2)) <= 1e-4 * size).all()
 
 

@@ -258,6 +258,18 @@ def test_what_is_left_over_goes_to_clarabel(monkeypatch: pytest.MonkeyPatch) -> 
     assert given[0].grad is not None
 
 
+def test_every_variable_is_defined_by_a_row() -> None:
+    """minimize ‖y‖² with 2 y = c: nothing is left of the system once they are taken out."""
+    y, c = cp.Variable(3), cp.Parameter(3)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(y)), [2 * y == c]), [c], [y])
+    given = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 4.0]], dtype=torch.float64)
+    given.requires_grad_()
+    (found,) = layer(given)
+    torch.testing.assert_close(found, given / 2)
+    (gradient,) = torch.autograd.grad((found**2).sum(), given)
+    torch.testing.assert_close(gradient, given / 2)
+
+
 def test_too_large() -> None:
     """What dense matrices cannot hold is refused, with what to do."""
     n = 2500

@@ -11,6 +11,7 @@ from torch import Tensor
 from cvxlayers.arrays import largest
 from cvxlayers.dense.cones import Product
 from cvxlayers.dense.equilibration import cost_scale, equilibrate, unit_of_data
+from cvxlayers.dense.products import product
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -54,6 +55,14 @@ class Defined:
     e: Tensor
     constant: Tensor
     P: Tensor | None
+
+    def y(self, x: Tensor, tau: Tensor) -> Tensor:
+        """y of the point x/τ, times τ; shapes (B, n) and (B,)."""
+        return product(self.T, x) + tau[:, None] * self.t
+
+    def multipliers(self, y: Tensor, tau: Tensor, c: Tensor) -> Tensor:
+        """Those of the rows that define y, likewise."""
+        return -(tau[:, None] * self.cost + c[:, None] * self.p * y) / self.a
 
 
 @dataclass

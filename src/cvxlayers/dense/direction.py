@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvxlayers.dense.cones import ProductScaling
 from cvxlayers.dense.data import Data
-from cvxlayers.dense.scaled_system import columns, times
+from cvxlayers.dense.products import product
 
 __all__ = ["Directions", "Residuals", "Step"]
 
@@ -99,4 +99,4 @@ class Directions:
     def _primal(self, dx: Tensor, along: Tensor, damp: Tensor) -> Tensor:
         """ds as the primal equation has it."""
         right = torch.addcmul(along * self._data.b, damp[:, None], self._r.rz, value=-1.0)
-        return right - times(self._data.A, columns(dx))[..., 0]
+        return right - product(self._data.A, dx)

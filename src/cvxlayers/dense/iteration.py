@@ -37,9 +37,9 @@ from cvxlayers.dense.judgement import (
     judge,
     outcome,
 )
+from cvxlayers.dense.products import columns, product
 from cvxlayers.dense.repetition import VARIABLE, Repetition, Way, way
-from cvxlayers.dense.scaled_system import ScaledSystem, columns, times, transposed_times
-from cvxlayers.dense.substitution import multipliers, replaced
+from cvxlayers.dense.scaled_system import ScaledSystem
 from cvxlayers.warning import warn
 
 __all__ = ["Solve", "is_over"]
@@ -257,10 +257,9 @@ class Solve:
 
     def _residuals(self) -> tuple[Residuals, Measures]:
         at, data = self.at, self.data
-        tau, x, z = at.tau[:, None], columns(at.x), columns(at.z)
-        Px = data.c[:, None] * times(data.P, x)[..., 0]
-        Az = transposed_times(data.A, z)[..., 0]
-        Axs = times(data.A, x)[..., 0] + at.s
+        tau = at.tau[:, None]
+        Px = data.c[:, None] * product(data.P, at.x)
+        Az, Axs = product(data.A.mT, at.z), product(data.A, at.x) + at.s
         rx, rz = -Az - Px - tau * data.q, Axs - tau * data.b
         qx, bz, xPx = (data.q * at.x).sum(1), (data.b * at.z).sum(1), (Px * at.x).sum(1)
         mu = ((at.s * at.z).sum(1) + at.tau * at.kappa) / (self.cones.degree + 1)
@@ -295,11 +294,11 @@ class Solve:
         if of_y is None:
             norm_Px = norm(Px / data.d, dim=1)
             return norm_z, norm(at.x * data.d, dim=1), norm_Px, norm_Px + norm_z
-        x, y = at.x + at.tau[:, None] * of_y.x0, replaced(of_y, at.x, at.tau)
+        x, y = at.x + at.tau[:, None] * of_y.x0, of_y.y(at.x, at.tau)
         norm_x = norm(torch.cat([x * data.d, y * of_y.d], dim=1), dim=1)
-        v, Px = multipliers(of_y, y, at.tau, data.c), of_y.p * y / of_y.d
+        v, Px = of_y.multipliers(y, at.tau, data.c), of_y.p * y / of_y.d
         if of_y.P is not None:
-            Px = torch.cat([times(of_y.P, columns(x))[..., 0] / data.d, Px], dim=1)
+            Px = torch.cat([product(of_y.P, x) / data.d, Px], dim=1)
         norm_Px = data.c * norm(Px, dim=1)
         return norm_z, norm_x, norm_Px, norm_Px + torch.hypot(norm_z, norm(v * of_y.e, dim=1))
 

@@ -30,7 +30,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ScaledSystem", "columns", "times", "transposed_times"]
+from cvxlayers.dense.products import times, transposed_times
+
+__all__ = ["ScaledSystem"]
 
 # Added to P + GᵀG: a number, and a multiple of its diagonal that covers the rounding of the
 # factorisation.
@@ -138,21 +140,3 @@ def _above(top: Tensor, bottom: Tensor) -> Tensor:
 
 def _blocks(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.cat([torch.cat([a, b], dim=2), torch.cat([c, d], dim=2)], dim=1)
-
-
-def columns(*vectors: Tensor) -> Tensor:
-    """Vectors of shape (B, n) as the columns of a tensor of shape (B, n, k)."""
-    return torch.stack(vectors, dim=-1)
-
-
-def times(M: Tensor, v: Tensor) -> Tensor:
-    """M v, for M of shape (B or 1, m, n) and v of shape (B, n, k); a matrix that the batch shares
-    is multiplied with all of v at once."""
-    # From the left: with few columns the other product takes up to seven times as long on a CPU.
-    is_shared = len(M) < len(v)  # one instance is multiplied as in a batch, to the last bit
-    return (v.mT @ (M[0].mT if is_shared else M.mT)).mT
-
-
-def transposed_times(M: Tensor, v: Tensor) -> Tensor:
-    """Mᵀ v, likewise."""
-    return times(M.mT, v)

@@ -31,10 +31,10 @@ from cvxlayers.definitions import definitions
 from cvxlayers.dense.answer import Answer
 from cvxlayers.dense.data import Data, Defined
 from cvxlayers.dense.judgement import outcome
-from cvxlayers.dense.scaled_system import columns, times
+from cvxlayers.dense.products import columns, product
 from cvxlayers.program import ProblemStructure
 
-__all__ = ["Substitution", "multipliers", "replaced"]
+__all__ = ["Substitution"]
 
 # Of a fit: relative to the largest entry of the matrix, so that x₀ grows to 10³ times what it would
 # be if all directions were alike; how often what is left is fitted; and for a form that is zero.
@@ -80,12 +80,12 @@ class Substitution:
 
         square = T.mT @ (p[:, :, None] * T)
         x0 = _fit(square, T, p, t)
-        Ax = _product(A, x0)
+        Ax = product(A, x0)
         # What is lost of b is seen in s.
         far = ~(largest(Ax) <= FAR * (1.0 + largest(b)))[:, None]
         x0, Ax = x0.masked_fill(far, 0.0), Ax.masked_fill(far, 0.0)
-        t = t + _product(T, x0)
-        Px, c = _product(P, x0), data.c[:, None]
+        t = t + product(T, x0)
+        Px, c = product(P, x0), data.c[:, None]
         slope = cost + c * p * t
         constant = (0.5 * t * (cost + slope)).sum(1) + (x0 * (q + 0.5 * c * Px)).sum(1)
         of_y = Defined(
@@ -103,7 +103,7 @@ class Substitution:
         return replace(
             data,
             P=P + square,
-            q=q + c * Px + _product(T.mT, slope),
+            q=q + c * Px + product(T.mT, slope),
             A=A,
             b=b - Ax,
             d=data.d[:, others],
@@ -120,8 +120,8 @@ class Substitution:
         certificate |= answer.outcome == outcome("dual infeasible")
         unit, tau = data.unit[:, None], (~certificate).to(data.c)
         x = answer.x / (data.d * unit)
-        y = replaced(of_y, x, tau)
-        v = multipliers(of_y, y, tau, data.c)
+        y = of_y.y(x, tau)
+        v = of_y.multipliers(y, tau, data.c)
         v = torch.where(certificate[:, None], 0.0, v * of_y.e * (unit / data.c[:, None]))
         x = (x + tau[:, None] * of_y.x0) * data.d * unit
         x = _joined(x, y * of_y.d * unit, self._others, self._cols)
@@ -129,16 +129,6 @@ class Substitution:
         nothing = torch.where(v.isnan(), v, 0.0)
         s = _joined(answer.s, nothing, self._other_rows, self._rows)
         return replace(answer, x=x, z=z, s=s)
-
-
-def replaced(defined: Defined, x: Tensor, tau: Tensor) -> Tensor:
-    """y of the point x/τ, times τ; shapes (B, n) and (B,)."""
-    return _product(defined.T, x) + tau[:, None] * defined.t
-
-
-def multipliers(defined: Defined, y: Tensor, tau: Tensor, c: Tensor) -> Tensor:
-    """Those of the rows that define y, likewise."""
-    return -(tau[:, None] * defined.cost + c[:, None] * defined.p * y) / defined.a
 
 
 def _fit(square: Tensor, T: Tensor, p: Tensor, t: Tensor) -> Tensor:
@@ -150,15 +140,10 @@ def _fit(square: Tensor, T: Tensor, p: Tensor, t: Tensor) -> Tensor:
     L = L.expand(len(t), -1, -1)
     x, y = torch.zeros_like(t[:, :1]).expand(-1, T.shape[2]), t
     for _ in range(FITS):
-        half = torch.linalg.solve_triangular(L, columns(_product(T.mT, -p * y)), upper=False)
+        half = torch.linalg.solve_triangular(L, columns(product(T.mT, -p * y)), upper=False)
         x = x + torch.linalg.solve_triangular(L.mT, half, upper=True)[..., 0]
-        y = t + _product(T, x)
+        y = t + product(T, x)
     return torch.where(((info == 0)[:, None] & torch.isfinite(x)), x, 0.0)
-
-
-def _product(M: Tensor, v: Tensor) -> Tensor:
-    """M v, shape (B, m), for v of shape (B, n)."""
-    return times(M, columns(v))[..., 0]
 
 
 def _joined(

@@ -139,7 +139,7 @@ class DenseSystem:
         diagonal = _diagonal(scaled)
         diagonal[:, :n] += REGULARISATION
         diagonal[:, n:] -= REGULARISATION
-        found = inverse(scaled, n, geometry.defined(k))
+        found = inverse(scaled, n, geometry.pairs(k))
         size = largest(largest(found))
         found *= self.scale[:, :, None]
         found *= self.scale[:, None, :]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cvxlayers.arrays import Array, held, held_matrix, is_host, zeros
 from cvxlayers.cones import ProductCone, Spectrum
 from cvxlayers.definitions import definitions
-from cvxlayers.derivative.inverse import Defined
+from cvxlayers.derivative.inverse import Pairs
 from cvxlayers.lanes import Engine, engine_for
 from cvxlayers.program import Pattern, ProblemStructure
 
@@ -103,27 +103,27 @@ class Geometry:
         self.sparse_assembly: Any = None
         self._curved_rows: dict[int, Index] = {}
         entries = definitions(structure)
-        self._defined = (
+        self._pairs = (
             A.cols[entries].astype(np.intp),
             structure.n + A.rows[entries].astype(np.intp),
         )
-        self._defined_of: dict[int, Defined] = {}
+        self._pairs_of: dict[int, Pairs] = {}
 
     def engine_for(self, values: Array) -> Engine | None:
         """What solves many instances with such values at once, if there is one for this
         structure."""
         return engine_for(self.structure) if is_host(values) else None
 
-    def defined(self, k: int) -> Defined | None:
-        """The variables that a row defines, in a system of n variables and k rows that those of the
-        zero cone come first of."""
-        if not len(self._defined[0]):
+    def pairs(self, k: int) -> Pairs | None:
+        """The variables that a row defines, and the rows, in a system of n variables and k rows of
+        which those of the zero cone come first."""
+        if not len(self._pairs[0]):
             return None
         # The same arrays each time: see `held`.
-        if k not in self._defined_of:
-            others = np.setdiff1d(np.arange(self.structure.n + k), np.concatenate(self._defined))
-            self._defined_of[k] = Defined(*self._defined, others)
-        return self._defined_of[k]
+        if k not in self._pairs_of:
+            others = np.setdiff1d(np.arange(self.structure.n + k), np.concatenate(self._pairs))
+            self._pairs_of[k] = Pairs(*self._pairs, others)
+        return self._pairs_of[k]
 
     def curved_rows(self, spectrum: Spectrum) -> Index:
         """The rows of all blocks of a spectrum of this geometry, in order."""

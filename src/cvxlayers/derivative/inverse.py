@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 
 from cvxlayers.arrays import Array, held, is_host, largest, namespace
 
-__all__ = ["VANISHING", "Defined", "inverse", "least_squares"]
+__all__ = ["VANISHING", "Pairs", "inverse", "least_squares"]
 
 Index = NDArray[np.intp]
 
 
-class Defined(NamedTuple):
+class Pairs(NamedTuple):
     """Where in K the variables are that a row defines, those rows, and all else in order."""
 
     variables: Index
@@ -51,7 +51,7 @@ ACCURATE, PROBES = 1e-4, 8
 VANISHING = 1e-11
 
 
-def inverse(K: Array, n: int, defined: Defined | None = None) -> Array:
+def inverse(K: Array, n: int, pairs: Pairs | None = None) -> Array:
     """Inverses of matrices [H₀ Eᵀ; E −M].
 
     Parameters
@@ -60,8 +60,8 @@ def inverse(K: Array, n: int, defined: Defined | None = None) -> Array:
         Shape (B, n + k, n + k), symmetric, its entries at most about one; H₀ and M of shapes (n, n)
         and (k, k) are positive definite, and M is diagonal.
     n : int
-    defined : Defined, optional
-        Variables that a row defines; without them the result is the same.
+    pairs : Pairs, optional
+        Of variables and the rows that define them; without them the result is the same.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def inverse(K: Array, n: int, defined: Defined | None = None) -> Array:
     if is_host(K):
         return np.asarray(np.linalg.inv(K), dtype=np.float64)
     xp = namespace(K)
-    found = _by_cholesky(K, n) if defined is None else _by_pairs(K, n, defined)
+    found = _by_cholesky(K, n) if pairs is None else _by_pairs(K, n, pairs)
     probes = held(_probes(K.shape[-1]), K)
     accurate = largest(largest(K @ (found @ probes) - probes)) <= ACCURATE
     rest = ~accurate & xp.isfinite(K).all(-1).all(-1)
@@ -112,10 +112,10 @@ def _by_cholesky(K: Array, n: int) -> Array:
     return xp.where(failed[:, None, None], xp.nan, whole)
 
 
-def _by_pairs(K: Array, n: int, defined: Defined) -> Array:
+def _by_pairs(K: Array, n: int, pairs: Pairs) -> Array:
     """As `inverse`, with all pairs of a variable and a row that defines it taken out first."""
-    xp, left = namespace(K), n - len(defined.variables)
-    y, v, others = (held(places, K) for places in defined)
+    xp, left = namespace(K), n - len(pairs.variables)
+    y, v, others = (held(places, K) for places in pairs)
     diagonal = K.diagonal(dim1=1, dim2=2)
     p, d, L = diagonal[:, y], -diagonal[:, v], K[:, v][:, :, others[:left]]
     a = xp.take_along_axis(K[:, v], y[None, :, None].expand(len(K), -1, -1), axis=2)[:, :, 0]
