@@ -175,6 +175,9 @@ def test_an_instance_alone_and_in_a_batch(cone: str) -> None:
         alone = solve(program.take(slice(i, i + 1)), tolerances=TIGHT)
         assert alone.outcome[0] == together.outcome[i] == SOLVED
         check_same_minimum(program, alone.x.numpy(), together.x[i : i + 1].numpy(), [i])
+        for answer, place in ((alone, 0), (together, i)):
+            point = (v[place].numpy() for v in (answer.x, answer.z, answer.s))
+            assert kkt_residual(program, i, *point) < 1e-6
 
 
 @pytest.mark.parametrize("cone", CONES)
@@ -188,6 +191,8 @@ def test_shared_matrices(cone: str, shared: str) -> None:
     one, other = solve(program, tolerances=TIGHT), solve(full, tolerances=TIGHT)
     assert (one.outcome == SOLVED).all() and (other.outcome == SOLVED).all()
     check_same_minimum(full, one.x.numpy(), other.x.numpy(), range(8))
+    for i in range(8):
+        assert kkt_residual(full, i, *(v[i].numpy() for v in (one.x, one.z, one.s))) < 1e-6
 
 
 def test_shared_vectors() -> None:
